@@ -1,0 +1,1 @@
+"""What to run and where: the command line and the recipes."""

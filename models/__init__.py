@@ -1,0 +1,1 @@
+"""Modules and objectives: no recipe, no file paths, no collectives except those inside a loss."""

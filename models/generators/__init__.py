@@ -1,0 +1,1 @@
+"""Flow-matching transformers that generate audio latents from video and text."""

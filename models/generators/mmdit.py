@@ -1,0 +1,347 @@
+"""MM-DiT: a flow-matching transformer over audio latents, conditioned on frames, synchrony and text (MMAudio, arXiv:2412.15322).
+
+Names in the state dict are those of the public MMAudio checkpoints, so their weights load with `strict=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import (
+    ChannelLastConv1d,
+    FinalLayer,
+    Rotation,
+    SwiGLU,
+    TimestepEmbedding,
+    TransformerBlock,
+    attend,
+    rotary_angles,
+    swiglu_width,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMDiTConfig:
+    """Sizes of an MM-DiT; the defaults are those common to all MMAudio variants."""
+
+    latent_dim: int
+    """Channels of an audio latent."""
+    hidden: int
+    """Width D of every token."""
+    heads: int
+    """Attention heads; `hidden / heads` is even (MMAudio: 64)."""
+    depth: int = 12
+    """Transformer blocks, joint and fused together."""
+    fused_depth: int = 8
+    """Blocks over the latents alone, after the joint ones."""
+    clip_dim: int = 1024
+    """Channels of a frame feature (semantic condition)."""
+    sync_dim: int = 768
+    """Channels of a synchrony feature."""
+    text_dim: int = 1024
+    """Channels of a text token."""
+    latent_len: int = 250
+    """Latents of a clip of the training length."""
+    clip_len: int = 64
+    """Frame features of a clip of the training length."""
+    sync_len: int = 192
+    """Synchrony tokens of a clip of the training length, in whole groups."""
+    sync_group: int = 8
+    """Synchrony tokens per encoder window; each has its own position embedding (Synchformer: 8)."""
+    sync_margin: int = 1
+    """Groups by which the synchrony tokens fall short of the clip: the encoder's windows overlap (Synchformer: 1)."""
+    text_len: int = 77
+    """Text tokens, padding included."""
+    mlp_ratio: float = 4.0
+    """Width of an equivalent plain MLP over D; a SwiGLU takes two thirds of it."""
+    mlp_multiple: int = 256
+    """SwiGLU widths are rounded up to a multiple of this."""
+    v2: bool = False
+    """Second MMAudio release: SiLU in every input projection, time embedded over D frequencies up to t x 10,000."""
+    final_layer_extended_condition: bool = False
+    """Condition the final layer on each latent's synchrony too. MMAudio, and so its checkpoints, use the global condition only."""
+
+    def __post_init__(self):
+        for name in (
+            *("latent_dim", "hidden", "heads", "fused_depth", "clip_dim", "sync_dim", "text_dim"),
+            *("latent_len", "clip_len", "sync_len", "sync_group", "text_len", "mlp_ratio", "mlp_multiple"),
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"MMDiTConfig.{name} is {getattr(self, name)}: give a positive value")
+        if self.sync_margin < 0:
+            raise ValueError(f"MMDiTConfig.sync_margin is {self.sync_margin}: give 0 or more groups")
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"MMDiTConfig.hidden is {self.hidden}: give a multiple of 2 x heads = {2 * self.heads}")
+        if self.depth <= self.fused_depth:
+            raise ValueError(f"MMDiTConfig.depth is {self.depth}: give more than fused_depth = {self.fused_depth}, for a joint block")
+        if self.sync_len % self.sync_group:
+            raise ValueError(f"MMDiTConfig.sync_len is {self.sync_len}: give a multiple of sync_group = {self.sync_group}")
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Width of every SwiGLU."""
+        return swiglu_width(self.hidden, self.mlp_ratio, self.mlp_multiple)
+
+    def condition_lengths(self, latent_len: int) -> tuple[int, int]:
+        """Frame features and synchrony tokens of a clip of `latent_len` latents (MMAudio's own lengths for its presets)."""
+        clip = self.clip_len * latent_len // self.latent_len
+        margin = self.sync_margin * self.sync_group
+        groups = (self.sync_len + margin) * latent_len // (self.latent_len * self.sync_group) - self.sync_margin
+        return max(1, clip), max(1, groups) * self.sync_group
+
+
+_SMALL = {"hidden": 448, "heads": 7}
+_MEDIUM = {"hidden": 896, "heads": 14}
+_44K = {"latent_dim": 40, "latent_len": 345}
+
+PRESETS: dict[str, MMDiTConfig] = {
+    "small_16k": MMDiTConfig(latent_dim=20, **_SMALL),
+    "small_44k": MMDiTConfig(**_44K, **_SMALL),
+    "medium_44k": MMDiTConfig(**_44K, **_MEDIUM),
+    "large_44k": MMDiTConfig(**_44K, **_MEDIUM, depth=21, fused_depth=14),
+    "large_44k_v2": MMDiTConfig(**_44K, **_MEDIUM, depth=21, fused_depth=14, v2=True),
+    # For a laptop: 3.84 s at 16 kHz, conditioned by a tiny SF-CAVP (8 slow and 32 fast tokens per 1.28 s), no text encoder.
+    "tiny": MMDiTConfig(
+        **{"latent_dim": 16, "hidden": 64, "heads": 2, "depth": 4, "fused_depth": 2, "clip_dim": 512, "sync_dim": 128, "text_dim": 16},
+        **{"latent_len": 120, "clip_len": 24, "sync_len": 96, "sync_group": 32, "sync_margin": 0, "text_len": 1},
+        **{"mlp_ratio": 2.0, "mlp_multiple": 32},
+    ),
+}
+"""The five public MMAudio variants, and `tiny` (its condition widths and lengths follow the recipe's encoder)."""
+
+
+class JointBlock(nn.Module):
+    """Latents, frames and text: own weights each, one attention over all. The `last` block updates the latents only."""
+
+    def __init__(self, config: MMDiTConfig, last: bool):
+        super().__init__()
+        sizes = (config.hidden, config.heads, config.mlp_hidden)
+        self.latent_block = TransformerBlock(*sizes, kernel_size=3)
+        self.clip_block = TransformerBlock(*sizes, kernel_size=3, attention_only=last)
+        self.text_block = TransformerBlock(*sizes, kernel_size=1, attention_only=last)
+
+    def forward(self, streams: tuple[Tensor, ...], conditions: tuple[Tensor, ...], rotations: tuple[Rotation | None, ...]) -> list[Tensor]:
+        """Updated streams; all three arguments are (latent, clip, text)."""
+        blocks = (self.latent_block, self.clip_block, self.text_block)
+        inputs = [block.before_attention(*rest) for block, *rest in zip(blocks, streams, conditions, rotations, strict=True)]
+        q, k, v = (torch.cat(parts, dim=2) for parts in zip(*(heads for heads, _ in inputs), strict=True))
+        attended = attend(q, k, v).split([x.shape[1] for x in streams], dim=1)
+        modulations = [modulation for _, modulation in inputs]
+        return [block.after_attention(*rest) for block, *rest in zip(blocks, streams, attended, modulations, strict=True)]
+
+
+class TopState(NamedTuple):
+    """What the last fused block and the final layer need: the output of the trunk below them."""
+
+    latent: Tensor
+    """Latent tokens (B, N, D)."""
+    condition: Tensor
+    """Condition of each latent (B, N, D): time, frames, text and synchrony."""
+    final_condition: Tensor
+    """Condition of the final layer, (B, 1, D) or (B, N, D)."""
+    rotation: Rotation
+    """Rotary angles of the N latents."""
+
+
+def _top_flow(block: TransformerBlock, final_layer: FinalLayer, state: TopState) -> Tensor:
+    latent = block(state.latent, state.condition, state.rotation)
+    return final_layer(latent, state.final_condition)
+
+
+class TopBlocks(nn.Module):
+    """Frozen last fused block and final layer: with the shared trunk's state, the reference model of AVP-RPO."""
+
+    def __init__(self, fused_block: TransformerBlock, final_layer: FinalLayer):
+        super().__init__()
+        self.fused_block = fused_block
+        self.final_layer = final_layer
+        self.requires_grad_(False)
+
+    @classmethod
+    def copy_of(cls, mmdit: MMDiT) -> TopBlocks:
+        """Deep copy of the top of `mmdit`. Take it before ZeRO-3 partitions the weights, which cannot be copied after."""
+        return cls(copy.deepcopy(mmdit.fused_blocks[-1]), copy.deepcopy(mmdit.final_layer))
+
+    def forward(self, state: TopState) -> Tensor:
+        return _top_flow(self.fused_block, self.final_layer, state)
+
+
+class MMDiT(nn.Module):
+    """Flow (B, N, C) of noisy latents towards data; t = 0 is noise, t = 1 is data. Latents are normalised (see `normalise`)."""
+
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        self.config = config
+        dim, joint_depth = config.hidden, config.depth - config.fused_depth
+        self.audio_input_proj = _input_projection(config, ChannelLastConv1d(config.latent_dim, dim, 7), nn.SELU(), kernel_size=7)
+        self.clip_input_proj = _input_projection(config, nn.Linear(config.clip_dim, dim), None, kernel_size=3)
+        self.sync_input_proj = _input_projection(config, ChannelLastConv1d(config.sync_dim, dim, 7), nn.SELU(), kernel_size=3)
+        self.text_input_proj = _input_projection(config, nn.Linear(config.text_dim, dim), None, kernel_size=1)
+        self.clip_cond_proj = nn.Linear(dim, dim)
+        self.text_cond_proj = nn.Linear(dim, dim)
+        self.global_cond_mlp = SwiGLU(dim, config.mlp_hidden)
+        self.t_embed = TimestepEmbedding(dim, dim if config.v2 else 256, max_period=1.0 if config.v2 else 10_000.0)
+        self.joint_blocks = nn.ModuleList(JointBlock(config, last=i == joint_depth - 1) for i in range(joint_depth))
+        sizes = (dim, config.heads, config.mlp_hidden)
+        self.fused_blocks = nn.ModuleList(TransformerBlock(*sizes, kernel_size=3) for _ in range(config.fused_depth))
+        self.final_layer = FinalLayer(dim, config.latent_dim, kernel_size=7)
+
+        self.sync_pos_emb = nn.Parameter(torch.zeros(1, 1, config.sync_group, config.sync_dim))
+        self.empty_clip_feat = nn.Parameter(torch.zeros(1, config.clip_dim))
+        self.empty_sync_feat = nn.Parameter(torch.zeros(1, config.sync_dim))
+        self.empty_string_feat = nn.Parameter(torch.zeros(config.text_len, config.text_dim), requires_grad=False)
+        self.latent_mean = nn.Parameter(torch.zeros(1, 1, config.latent_dim), requires_grad=False)
+        self.latent_std = nn.Parameter(torch.ones(1, 1, config.latent_dim), requires_grad=False)
+        self._initialise()
+
+    def forward(
+        self,
+        latent: Tensor,
+        clip: Tensor | None,
+        sync: Tensor | None,
+        text: Tensor | None,
+        t: Tensor,
+        *,
+        drop_video: Tensor | None = None,
+        drop_text: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, TopState]:
+        """Flow of `latent` (B, N, C) at `t` (B,), given clip (B, Tc, Dc), sync (B, Ts, Ds) and text (B, Tt, Dt).
+
+        A condition that is None, or dropped for a sample by a (B,) bool mask, becomes its empty feature. Dropping happens here so that
+        ZeRO-3 gathers the empties. Sequences may have any length; `return_state` adds what `TopBlocks` needs.
+        """
+        _check_shapes(self.config, latent, t, clip=clip, sync=sync, text=text)
+        clip_len, sync_len = self.config.condition_lengths(latent.shape[1])
+        clip = _fill(clip, self.empty_clip_feat, (len(latent), clip_len), drop_video)
+        sync = _fill(sync, self.empty_sync_feat, (len(latent), sync_len), drop_video)
+        text = _fill(text, self.empty_string_feat, (len(latent), self.config.text_len), drop_text)
+        state = self._trunk(latent, clip, sync, text, t)
+        flow = _top_flow(self.fused_blocks[-1], self.final_layer, state)
+        return (flow, state) if return_state else flow
+
+    def guided_flow(
+        self,
+        latent: Tensor,
+        t: Tensor,
+        clip: Tensor | None,
+        sync: Tensor | None,
+        text: Tensor | None,
+        strength: float,
+        negative_text: Tensor | None = None,
+    ) -> Tensor:
+        """Classifier-free guidance: `strength * conditional + (1 - strength) * unconditional`; up to 1, the conditional flow alone.
+
+        `negative_text` (B, Tt, Dt) takes the place of the empty text in the unconditional flow.
+        """
+        conditional = self(latent, clip, sync, text, t)
+        if strength <= 1:
+            return conditional
+        # Masks rather than None: the empties must be as long as the conditions they stand for.
+        drop = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
+        unconditional = self(latent, clip, sync, negative_text, t, drop_video=drop)
+        return strength * conditional + (1 - strength) * unconditional
+
+    def normalise(self, latent: Tensor) -> Tensor:
+        """Latents (B, N, C) of the autoencoder to the unit scale that the transformer works in."""
+        return (latent - self.latent_mean) / self.latent_std
+
+    def unnormalise(self, latent: Tensor) -> Tensor:
+        """Inverse of `normalise`."""
+        return latent * self.latent_std + self.latent_mean
+
+    @torch.no_grad()
+    def set_latent_stats(self, mean: Tensor, std: Tensor) -> None:
+        """Set the per-channel mean and deviation (C,) of the training latents."""
+        channels = self.config.latent_dim
+        for name, value in (("mean", mean), ("std", std)):
+            if value.numel() != channels or not value.isfinite().all():
+                raise ValueError(f"latent {name} has shape {tuple(value.shape)}: give one finite value for each of {channels} channels")
+        if not (std > 0).all():
+            raise ValueError(f"latent std has a minimum of {std.min().item():g}: every channel must vary, check the autoencoder")
+        self.latent_mean.copy_(mean.reshape(1, 1, -1))
+        self.latent_std.copy_(std.reshape(1, 1, -1))
+
+    def top_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that AVP-RPO trains: the last fused block and the final layer (8,039,060 of small_16k)."""
+        yield from self.fused_blocks[-1].parameters()
+        yield from self.final_layer.parameters()
+
+    def _trunk(self, latent: Tensor, clip: Tensor, sync: Tensor, text: Tensor, t: Tensor) -> TopState:
+        latent, clip, text = self.audio_input_proj(latent), self.clip_input_proj(clip), self.text_input_proj(text)
+        shared = self._global_condition(clip, text, t)
+        aligned = shared + self._align_sync(sync, latent.shape[1])
+        rotation, clip_rotation = self._rotations(latent, clip)
+
+        streams, conditions, rotations = (latent, clip, text), (aligned, shared, shared), (rotation, clip_rotation, None)
+        for block in self.joint_blocks:
+            streams = block(streams, conditions, rotations)
+        latent = streams[0]
+        for block in self.fused_blocks[:-1]:
+            latent = block(latent, aligned, rotation)
+        return TopState(latent, aligned, aligned if self.config.final_layer_extended_condition else shared, rotation)
+
+    def _global_condition(self, clip: Tensor, text: Tensor, t: Tensor) -> Tensor:
+        pooled = self.clip_cond_proj(clip.mean(dim=1)) + self.text_cond_proj(text.mean(dim=1))
+        return (self.t_embed(t) + self.global_cond_mlp(pooled))[:, None]
+
+    def _align_sync(self, sync: Tensor, length: int) -> Tensor:
+        """Synchrony tokens (B, Ts, Ds) as one condition per latent (B, length, D)."""
+        grouped = sync.unflatten(1, (-1, self.config.sync_group)) + self.sync_pos_emb
+        projected = self.sync_input_proj(grouped.flatten(1, 2))
+        return F.interpolate(projected.transpose(1, 2), size=length, mode="nearest-exact").transpose(1, 2)
+
+    def _rotations(self, latent: Tensor, clip: Tensor) -> tuple[Rotation, Rotation]:
+        length, head_dim = latent.shape[1], self.config.hidden // self.config.heads
+        stride = length / clip.shape[1]
+        return rotary_angles(length, head_dim, device=latent.device), rotary_angles(clip.shape[1], head_dim, stride, latent.device)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in (self.t_embed.mlp[0], self.t_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        # Closed gates and a zero output: every block starts as the identity, and the first flow is exactly 0.
+        for module in self.modules():
+            if isinstance(module, TransformerBlock | FinalLayer):
+                nn.init.zeros_(module.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.conv.weight)
+        nn.init.zeros_(self.final_layer.conv.bias)
+
+
+def _input_projection(config: MMDiTConfig, first: nn.Module, activation: nn.Module | None, kernel_size: int) -> nn.Sequential:
+    """First map to width D, its activation, and a SwiGLU; the second release has a SiLU everywhere."""
+    if config.v2:
+        activation = nn.SiLU()
+    layers = (first, activation, SwiGLU(config.hidden, config.mlp_hidden, kernel_size))
+    return nn.Sequential(*(layer for layer in layers if layer is not None))
+
+
+def _fill(value: Tensor | None, empty: Tensor, shape: tuple[int, int], drop: Tensor | None) -> Tensor:
+    if value is None:
+        return empty.expand(*shape, -1)
+    if drop is None:
+        return value
+    return torch.where(drop[:, None, None], empty.to(value.dtype), value)
+
+
+def _check_shapes(config: MMDiTConfig, latent: Tensor, t: Tensor, **conditions: Tensor | None) -> None:
+    widths = {"latent": config.latent_dim, "clip": config.clip_dim, "sync": config.sync_dim, "text": config.text_dim}
+    for name, value in {"latent": latent, **conditions}.items():
+        if value is not None and (value.ndim != 3 or value.shape[0] != len(t) or value.shape[2] != widths[name]):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: give ({len(t)}, length, {widths[name]}), the batch being that of t")
+    sync, text = conditions["sync"], conditions["text"]
+    if sync is not None and sync.shape[1] % config.sync_group:
+        raise ValueError(f"sync has {sync.shape[1]} tokens: give a multiple of sync_group = {config.sync_group}")
+    if text is not None and text.shape[1] != config.text_len:
+        raise ValueError(f"text has {text.shape[1]} tokens: pad or cut it to text_len = {config.text_len}")

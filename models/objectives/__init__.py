@@ -1,0 +1,1 @@
+"""Losses, samplers and scores: pure functions of tensors."""

@@ -1,0 +1,119 @@
+"""Preference optimisation of flow models: AVP-RPO of MultiSoundGen (arXiv:2509.19999, equations 3-5)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def bottom_quartile_score(similarities: Tensor) -> Tensor:
+    """Mean of the floor(S / 4) smallest of (B, S) segment similarities, (B,): equation 3. Below four segments it is the minimum."""
+    lowest = max(1, similarities.shape[-1] // 4)
+    return similarities.topk(lowest, dim=-1, largest=False).values.mean(dim=-1)
+
+
+_SEGMENT_SCORES = {
+    "bottom_quartile": bottom_quartile_score,
+    "mean": lambda similarities: similarities.mean(dim=-1),
+    "min": lambda similarities: similarities.amin(dim=-1),
+}
+
+
+def segment_score(similarities: Tensor, kind: str = "bottom_quartile") -> Tensor:
+    """Reward (B,) of clips from their segments' similarities (B, S): "bottom_quartile" (equation 3), "mean" or "min"."""
+    if kind not in _SEGMENT_SCORES:
+        raise ValueError(f'segment score "{kind}" is unknown: choose one of {", ".join(_SEGMENT_SCORES)}')
+    if similarities.shape[-1] == 0:
+        raise ValueError("no segment to score: the clip is shorter than one segment of the encoder")
+    return _SEGMENT_SCORES[kind](similarities)
+
+
+class FlowDPO(NamedTuple):
+    """Scalars of one batch of preference pairs."""
+
+    loss: Tensor
+    """Equation 4; ln 2 as long as the policy equals its reference."""
+    margin: Tensor
+    """Mean gain of the policy over the reference in (losing - winning) flow loss; detached."""
+    accuracy: Tensor
+    """Share of pairs with a positive margin; detached."""
+
+
+def flow_dpo_loss(policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor, beta: float) -> FlowDPO:
+    """`-log sigmoid(-beta ((policy_win - policy_lose) - (reference_win - reference_lose)))`, equation 4.
+
+    The arguments are flow losses per sample (B,). Winner and loser of a pair, and both models, must share their noise and time.
+    `beta` is the paper's beta_w for losses *averaged* over a latent's elements, as `flow_loss` gives them. TangoFlux writes a factor
+    0.5 before its own beta: beta_w = 0.5 beta, so its 2000 is 1000 here.
+    """
+    margin = (reference_win - reference_lose) - (policy_win - policy_lose)
+    observed = margin.detach()
+    return FlowDPO(-F.logsigmoid(beta * margin).mean(), observed.mean(), (observed > 0).float().mean())
+
+
+class RunningScale(nn.Module):
+    """N(.) of equation 5, which the paper leaves open: a loss over its running maximum, so in [0, 1] with its gradient's direction.
+
+    The maximum is taken over all ranks, or each would weigh the two terms of equation 5 in its own way. It is saved with the state.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        """`decay` per training step lets the maximum forget an early spike, which would silence its term for good; 1 keeps it."""
+        super().__init__()
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay is {decay}: give a value above 0, at most 1")
+        self.decay = decay
+        self.register_buffer("maximum", torch.zeros(()))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """Scalar `loss` >= 0, scaled to [0, 1]."""
+        peak = loss.detach().float()
+        if dist.is_available() and dist.is_initialized():
+            peak = peak.clone()
+            dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        maximum = torch.maximum(peak, self.decay * self.maximum.float())
+        # A non-finite loss is skipped by the training loop, but a maximum that kept it would spoil every later step.
+        if self.training and maximum.isfinite():
+            self.maximum.copy_(maximum)
+        return loss / maximum.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+class UnitScale(nn.Module):
+    """N(.) as a loss over its own detached value: always 1, so both terms of equation 5 keep the same relative gradient."""
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny)
+
+
+_NORMALISATIONS = {"running_max": RunningScale, "detached": UnitScale, "none": nn.Identity}
+
+
+def loss_normalisation(kind: str = "running_max") -> nn.Module:
+    """N(.) of equation 5 by name: "running_max", "detached" (divided by its own value) or "none"."""
+    if kind not in _NORMALISATIONS:
+        raise ValueError(f'loss normalisation "{kind}" is unknown: choose one of {", ".join(_NORMALISATIONS)}')
+    return _NORMALISATIONS[kind]()
+
+
+class AVPRPOLoss(nn.Module):
+    """`N(L_DPO-FM) + N(L_FM-win)`, equation 5: prefer the winner, and stay anchored to it when both losses would rise."""
+
+    def __init__(self, beta: float, normalisation: str = "running_max"):
+        super().__init__()
+        if not (beta > 0 and math.isfinite(beta)):
+            raise ValueError(f"beta is {beta}: give a positive number, such as 1000 (TangoFlux's 2000 x 0.5)")
+        self.beta = beta
+        self.scale_dpo = loss_normalisation(normalisation)
+        self.scale_win = loss_normalisation(normalisation)
+
+    def forward(self, policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor) -> dict[str, Tensor]:
+        """`loss`, and detached scalars for the log; the arguments are those of `flow_dpo_loss`."""
+        dpo = flow_dpo_loss(policy_win, policy_lose, reference_win, reference_lose, self.beta)
+        win = policy_win.mean()
+        loss = self.scale_dpo(dpo.loss) + self.scale_win(win)
+        return {"loss": loss, "dpo": dpo.loss.detach(), "flow_win": win.detach(), "margin": dpo.margin, "accuracy": dpo.accuracy}

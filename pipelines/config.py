@@ -1,0 +1,413 @@
+"""The typed recipe: every key of a recipe file, documented, with its default, checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from data_prep.audio import MEL_SPECS
+from models.codecs import autoencoder
+from models.encoders import sf_cavp
+from models.generators import mmdit
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message is one line naming the key and what to do."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _from_presets(presets: Mapping[str, Any]) -> pydantic.BeforeValidator:
+    """Let a recipe write a model as `tiny`, or as `{preset: tiny, hidden: 96}`, or in full."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"preset": value}
+        if not isinstance(value, Mapping) or "preset" not in value:
+            return value
+        name = value["preset"]
+        _check(name in presets, f"no preset {name!r}; choose from {', '.join(presets)}")
+        return merge(dataclasses.asdict(presets[name]), {k: v for k, v in value.items() if k != "preset"})
+
+    return pydantic.BeforeValidator(expand)
+
+
+@dataclass(kw_only=True)
+class ClipConfig:
+    """How clips come out of the shards."""
+
+    seconds: float = 8.0
+    """Length of a clip in training and the window of generation."""
+    fps: float = 25.0
+    """Frame rate of the shards and of what the encoder sees."""
+    size: int = 224
+    """Side of the square pictures that the encoder sees, pixels."""
+    sample_rate: int = 16000
+    """Audio rate of the shards, Hz."""
+
+    def __post_init__(self):
+        _check(self.seconds > 0 and self.fps > 0, "seconds and fps must be above 0")
+
+
+@dataclass(kw_only=True)
+class StreamConfig:
+    """How training reads the shards."""
+
+    workers: int = 0
+    """Decoding processes per rank; 0 decodes in the training process."""
+    window: int = 16
+    """Shards that are shuffled together: larger mixes further, smaller reads closer to sequentially."""
+    cache_gb: float = 0.0
+    """Memory for decoded clips per process: worth it when the whole set fits, as in the demo."""
+    max_bad_share: float = 0.01
+    """Stop when more than this share of the clips cannot be read."""
+
+
+@dataclass(kw_only=True)
+class OptimiserConfig:
+    """AdamW with linear warm-up, then a schedule."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+    weight_decay: float = 1e-6
+    """Decoupled weight decay."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    """After the warm-up: constant, cosine to 0 at the last step, or tenfold drops at `milestones`."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which the schedule `steps` divides the rate by ten."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+    def __post_init__(self):
+        _check(self.lr > 0, "lr must be above 0")
+
+
+@dataclass(kw_only=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """What is sharded over the ranks: 0 nothing, 1 optimiser state, 2 and gradients, 3 and parameters."""
+    offload_optimiser: Literal["none", "cpu"] = "none"
+    """Where the optimiser's state lives (stages 1 to 3)."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One stage's training."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Clips per optimiser step over all ranks and accumulation steps: independent of the number of GPUs."""
+    accumulation: int = 1
+    """Backward passes per optimiser step on each rank. A contrastive loss sees the negatives of one pass only."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward passes; master weights are fp32 always."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """AdamW and its schedule."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """DeepSpeed ZeRO."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Reading and decoding."""
+    ema_decay: float = 0.9999
+    """Decay per step of the averaged weights that the stage exports; 0 exports the last weights."""
+    checkpoint_every: int = 1000
+    """Steps between resumable checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, newest first."""
+    log_every: int = 10
+    """Steps between log lines."""
+    validate_every: int = 0
+    """Steps between validations; 0 validates at the end only."""
+    validation_clips: int = 192
+    """Held-out clips that a validation looks at."""
+
+    def __post_init__(self):
+        _check(self.steps > 0 and self.batch_size > 0, "steps and batch_size must be above 0")
+        _check(self.batch_size % self.accumulation == 0, f"batch_size {self.batch_size} must divide by accumulation {self.accumulation}")
+        _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)")
+
+
+@dataclass(kw_only=True)
+class AutoencoderConfig:
+    """Stage 1: the mel VAE."""
+
+    model: Annotated[autoencoder.MelVAEConfig, _from_presets(autoencoder.PRESETS)] = field(
+        default_factory=lambda: autoencoder.PRESETS["16k"])
+    """Preset name, or fields of MelVAEConfig."""
+    mel: str = "mmaudio_16k"
+    """Log-mel front end that the VAE codes."""
+    weights: str = ""
+    """Published checkpoint (.pth) to use in place of training this stage; needs the preset `16k` or `44k`."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+
+    def __post_init__(self):
+        _check(self.mel in MEL_SPECS, f"mel {self.mel!r} is not known; choose from {', '.join(MEL_SPECS)}")
+
+
+@dataclass(kw_only=True)
+class ContrastiveConfig:
+    """Stage 2: SF-CAVP (MultiSoundGen, equations 1-2)."""
+
+    model: Annotated[sf_cavp.SFCAVPConfig, _from_presets(sf_cavp.PRESETS)] = field(default_factory=lambda: sf_cavp.PRESETS["r50"])
+    """Preset name, or fields of SFCAVPConfig."""
+    segments: int = 2
+    """Consecutive segments drawn from each clip, at a random start: those of one clip are each other's hard negatives."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+
+
+@dataclass(kw_only=True)
+class FeaturesConfig:
+    """Latents and conditions computed once, for the stages that train on them."""
+
+    batch_size: int = 32
+    """Clips encoded together."""
+    statistics_clips: int = 512
+    """Clips that the normalisation of conditions and latents is measured on."""
+
+
+@dataclass(kw_only=True)
+class GenerativeConfig:
+    """Stage 3: MM-DiT with conditional flow matching (MMAudio)."""
+
+    model: Annotated[mmdit.MMDiTConfig, _from_presets(mmdit.PRESETS)] = field(default_factory=lambda: mmdit.PRESETS["small_16k"])
+    """Preset name, or fields of MMDiTConfig. Latent and condition sizes are taken from the earlier stages."""
+    drop_video: float = 0.1
+    """Share of clips that train without their video."""
+    drop_text: float = 0.1
+    """Share of clips that train without their text."""
+    time: Literal["logit_normal", "uniform"] = "logit_normal"
+    """Distribution of the flow's time."""
+    sampling_steps: int = 25
+    """Euler steps from noise to sound."""
+    guidance: float = 4.5
+    """Strength of classifier-free guidance; 1 is without."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+
+
+@dataclass(kw_only=True)
+class PreferenceConfig:
+    """Stage 4: AVP-RPO rounds (MultiSoundGen, equations 3-5 and appendix C)."""
+
+    rounds: int = 1
+    """Rounds of generate, score, pair, train; each starts from the last."""
+    candidates: int = 5
+    """Sounds generated for each training video (N_a)."""
+    videos: int = 0
+    """Training videos per round; 0 takes all."""
+    score: Literal["lowest_quartile", "mean", "min"] = "lowest_quartile"
+    """How the cosines of a clip's segments become its reward (equation 3)."""
+    beta: float = 1000.0
+    """Strength of the preference (equation 4); code that writes -0.5 beta needs twice this value for the same loss."""
+    normalise: Literal["running_scale", "detached", "none"] = "running_scale"
+    """N(.) of equation 5."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training of each round."""
+
+
+@dataclass(kw_only=True)
+class BarsConfig:
+    """What `evaluate` demands; a bar that is not set is not checked."""
+
+    retrieval_times_chance: float | None = None
+    """Least R@1 in galleries of 64, as a multiple of chance."""
+    autoencoder_ratio: float | None = None
+    """Largest L1 of the autoencoder over that of the per-band mean."""
+    flow_gap: float | None = None
+    """Least relative rise of the flow loss when videos are shuffled."""
+    flow_gap_sigmas: float | None = None
+    """Least significance of that rise, standard errors."""
+    reward_gap_sigmas: float | None = None
+    """Least significance by which generated sound prefers its own video."""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Figures on held-out clips."""
+
+    clips: int = 192
+    """Held-out clips that are measured."""
+    galleries: int = 3
+    """Retrieval galleries of 64."""
+    examples: int = 4
+    """Clips shown in the report."""
+    bars: BarsConfig = field(default_factory=BarsConfig)
+    """What must be reached."""
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The whole chain."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    name: str = "run"
+    """Name of the run; its folder is `out`/`name`."""
+    out: str = "runs"
+    """Folder of all runs."""
+    data: str = ""
+    """Shards made by `foleyscale prep shards`: a folder or an fsspec URL."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    heldout_split: str = "heldout"
+    """Split that validation and evaluation look at."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    threads: int = 0
+    """CPU threads of torch in each process; 0 leaves torch's choice."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Clip format."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Stage 1."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """Stage 2."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """Latents and conditions."""
+    generative: GenerativeConfig = field(default_factory=GenerativeConfig)
+    """Stage 3."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Stage 4."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Figures and bars."""
+
+    def __post_init__(self):
+        _check(self.autoencoder.mel in MEL_SPECS, "autoencoder.mel is not known")
+        rate = MEL_SPECS[self.autoencoder.mel].sample_rate
+        _check(rate == self.clip.sample_rate, f"clip.sample_rate {self.clip.sample_rate} must equal that of autoencoder.mel, {rate}")
+        segment = self.contrastive.model.segment_frames / self.contrastive.model.fps
+        _check(self.clip.seconds >= self.contrastive.segments * segment - 1e-6,
+               f"clip.seconds {self.clip.seconds} is shorter than contrastive.segments x {segment:g} s")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return Path(self.out) / self.name
+
+
+def merge(base: Mapping, changes: Mapping) -> dict:
+    """`base` with `changes` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or one that ships with the package by name, and lay `key=value` overrides over it.
+
+    Raises RecipeError with one line that names the file, the key and the remedy.
+    """
+    path = _find(source)
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
+    for override in overrides:
+        tree = merge(tree, _parse_override(override))
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: Mapping, origin: str = "recipe") -> Recipe:
+    """Check a nested mapping against the typed recipe."""
+    try:
+        return pydantic.TypeAdapter(Recipe).validate_python(dict(tree))
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{origin}: {_first_problem(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(to_tree(recipe), sort_keys=False)
+
+
+def to_tree(config: Any) -> Any:
+    """Dataclasses as nested plain values."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("launch.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def _find(source: str | Path) -> Path:
+    if Path(source).is_file():
+        return Path(source)
+    shipped = resources.files("launch.recipes") / f"{source}.yaml"
+    if shipped.is_file():
+        return Path(str(shipped))
+    raise RecipeError(f"{source}: no such recipe file, and no shipped recipe of that name ({', '.join(shipped_recipes())})")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as a string; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def _parse_override(text: str) -> dict:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {text!r}: write it as key=value, for example generative.train.steps=100")
+    tree: Any = yaml.load(value, Loader=_Loader) if value else ""
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _first_problem(error: pydantic.ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown key is the likeliest cause of whatever else is wrong, so it is named first.
+    problem = min(problems, key=lambda p: p["type"] != "unexpected_keyword_argument")
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{key}: no such key{_suggest(problem['loc'])}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{_given(problem)}"
+
+
+def _given(problem: Mapping) -> str:
+    value = problem.get("input")
+    return f", not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) and problem["type"] != "value_error" else ""
+
+
+def _suggest(loc: Sequence) -> str:
+    names: Callable = lambda config: [f.name for f in dataclasses.fields(config)]  # noqa: E731
+    config: Any = Recipe()
+    for part in loc[:-1]:
+        config = getattr(config, str(part), None)
+    known = names(config) if dataclasses.is_dataclass(config) else []
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}" if known else ""

@@ -1,0 +1,68 @@
+"""The processes of a run: who am I, how many are we, on which device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Average scalars over all processes; every process must call with the same keys."""
+        if self.size == 1 or not values:
+            return values
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return dict(zip(values, (tensor / self.size).tolist(), strict=True))
+
+
+def join_world() -> World:
+    """Start or join the process group: alone, or as torchrun and SLURM say in RANK, WORLD_SIZE and LOCAL_RANK."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _initialise(device, rank, size)
+    return World(rank, size, device)
+
+
+def _initialise(device: torch.device, rank: int, size: int) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # A lone process needs no port, so that two runs on one machine cannot collide.
+    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
+    dist.init_process_group(backend, **alone)
+    _deepspeed(device).init_distributed(dist_backend=backend, verbose=False)
+
+
+def _deepspeed(device: torch.device):
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    if device.type == "cpu":
+        # DeepSpeed would compile its shared-memory collective with g++ on first use (about a minute); gloo serves on a CPU.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

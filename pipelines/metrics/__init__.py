@@ -1,0 +1,1 @@
+"""What is measured: retrieval, synchrony, distributions, and the statistics that say whether a difference is real."""

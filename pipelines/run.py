@@ -1,0 +1,151 @@
+"""The chain of stages: skips what is complete, resumes what is not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_prep.index import ShardSet
+from models.codecs.autoencoder import PRESETS as VAE_PRESETS
+from models.pretrained import load_mmaudio_vae, load_torch_file, save_weights
+from pipelines.candidates import make_candidates
+from pipelines.config import Recipe, RecipeError, dump_recipe, load_recipe, to_tree
+from pipelines.engine.checkpoint import EXPORTED, weights_hash, write_atomically
+from pipelines.engine.trainer import Trainer
+from pipelines.engine.world import World, join_world
+from pipelines.features import extract_features
+from pipelines.stages.autoencoder import AutoencoderStage
+from pipelines.stages.contrastive import ContrastiveStage
+from pipelines.stages.generative import GenerativeStage
+from pipelines.stages.preference import PreferenceStage
+from pipelines.stages.stage import Stage
+
+STAGES = ("autoencoder", "contrastive", "generative", "preference")
+
+
+@dataclass
+class Chain:
+    """One run's chain in its folder."""
+
+    recipe: Recipe
+    world: World
+    say: Callable[[str], None] = print
+
+    def run(self, stages: tuple[str, ...] = STAGES) -> None:
+        """Run the named stages in order; a complete one is skipped, an interrupted one goes on from its last checkpoint."""
+        if self.recipe.threads:
+            torch.set_num_threads(self.recipe.threads)
+        self._prepare_folder()
+        for name in stages:
+            getattr(self, f"_{name}")()
+
+    @property
+    def _features(self) -> str:
+        return str(self.recipe.folder / "features" / "shards")
+
+    def _autoencoder(self) -> None:
+        if self.recipe.autoencoder.weights:
+            self._once("autoencoder", self._adopt_autoencoder)
+        else:
+            self._fit("autoencoder", lambda: AutoencoderStage(self.recipe))
+
+    def _contrastive(self) -> None:
+        self._fit("contrastive", lambda: ContrastiveStage(self.recipe))
+
+    def _generative(self) -> None:
+        self._require("autoencoder", "contrastive")
+        extract_features(self.recipe, self.recipe.folder / "features", self.world)
+        self._fit("generative", lambda: GenerativeStage(self.recipe, self._features))
+
+    def _preference(self) -> None:
+        self._require("generative")
+        start = self.recipe.folder / "generative" / "export"
+        for number in range(1, self.recipe.preference.rounds + 1):
+            start = self._round(number, start)
+
+    def _round(self, number: int, start: Path) -> Path:
+        name = f"preference/round-{number}"
+        folder = self.recipe.folder / name
+        if not (folder / "export" / EXPORTED).exists():
+            make_candidates(self.recipe, self.recipe.folder, self._features, start, number, folder / "candidates", self.world)
+        self._fit(name, lambda: PreferenceStage(self.recipe, self._features, str(folder / "candidates"), start, number))
+        return folder / "export"
+
+    def _fit(self, name: str, make: Callable[[], Stage]) -> None:
+        self._once(name, lambda: Trainer(make(), self.recipe.folder / name, self.world).fit())
+
+    def _once(self, name: str, work: Callable[[], None]) -> None:
+        if (self.recipe.folder / name / "export" / EXPORTED).exists():
+            check_parents(self.recipe.folder / name)
+            self._tell(f"{name}: complete, skipped")
+            return
+        started = time.perf_counter()
+        work()
+        self._tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
+
+    def _adopt_autoencoder(self) -> None:
+        config = self.recipe.autoencoder
+        preset = next((name for name, known in VAE_PRESETS.items() if known == config.model), None)
+        if self.world.is_main:
+            export = self.recipe.folder / "autoencoder" / "export"
+            export.mkdir(parents=True, exist_ok=True)
+            save_weights(load_mmaudio_vae(load_torch_file(config.weights), preset), config.model, export)
+            write_atomically(export / EXPORTED, "{}")
+        self.world.barrier()
+
+    def _require(self, *stages: str) -> None:
+        for stage in stages:
+            if not (self.recipe.folder / stage / "export" / EXPORTED).exists():
+                raise RecipeError(f"{self.recipe.folder}: stage {stage} is not complete; run `foleyscale train {stage}` first")
+
+    def _prepare_folder(self) -> None:
+        """Keep the resolved recipe in the run's folder; another recipe under the same name is refused."""
+        ShardSet.open(self.recipe.data)
+        path = self.recipe.folder / "recipe.yaml"
+        if self.world.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and (changed := changed_keys(load_recipe(path), self.recipe)):
+                raise RecipeError(f"{path.parent} was started with other values of {', '.join(changed)}: restore them, or give name=another")
+            write_atomically(path, dump_recipe(self.recipe))
+        self.world.barrier()
+
+    def _tell(self, line: str) -> None:
+        if self.world.is_main:
+            self.say(line)
+
+
+def check_parents(folder: Path) -> None:
+    """RecipeError where a complete stage was trained on another export of an earlier one than is there now."""
+    for parent, known in json.loads((folder / "export" / EXPORTED).read_text()).get("parents", {}).items():
+        if weights_hash(Path(parent)) != known:
+            raise RecipeError(f"{folder} was trained on another {parent}: delete {folder} to train it again")
+
+
+def changed_keys(before: Recipe, after: Recipe) -> list[str]:
+    """Dotted keys in which two recipes differ, where that changes what is learned; evaluation may change freely."""
+    return [key for key in _differences(to_tree(before), to_tree(after)) if not key.startswith("evaluation") and not key.endswith(FREE)]
+
+
+FREE = ("threads", "stream.workers", "stream.cache_gb", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every", "preference.rounds")
+
+
+def _differences(before, after, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = before.keys() | after.keys()
+        return [d for key in sorted(keys) for d in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == after else [path]
+
+
+def run_chain(recipe: Recipe, stages: tuple[str, ...] = STAGES, say: Callable[[str], None] = print) -> Path:
+    """Join the processes of this run and take the chain through `stages`; the run's folder."""
+    if not recipe.data:
+        raise RecipeError("data: name the shards to train on, for example data=shards (made by `foleyscale prep shards`)")
+    Chain(recipe, join_world(), say).run(stages)
+    return recipe.folder
+
+

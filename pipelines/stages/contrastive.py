@@ -1,0 +1,69 @@
+"""Stage 2: segment-level contrastive audio-video pretraining (SF-CAVP)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_prep.audio import log_mel
+from data_prep.index import ShardSet
+from models.encoders.sf_cavp import SFCAVP
+from models.pretrained import save_weights
+from pipelines.config import Recipe
+from pipelines.engine.draws import Draws
+from pipelines.engine.log import Validation
+from pipelines.engine.world import World
+from pipelines.metrics.retrieval import recall_at_k
+from pipelines.stages.data import clip_decoder, clips, training_stream
+from pipelines.stages.stage import Stage
+
+
+class ContrastiveStage(Stage):
+    """Learns embeddings in which the sound and the picture of the same 1.28 s lie close."""
+
+    name = "contrastive"
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.config = recipe, recipe.contrastive
+        self.train, self.seed = self.config.train, recipe.seed
+
+    def build(self) -> nn.Module:
+        """Fresh towers."""
+        return SFCAVP(self.config.model)
+
+    def stream(self, world: World, quarantine: Path):
+        """Consecutive segments of a clip from a random frame on, picture and sound aligned."""
+        seconds = self.config.segments * self.config.model.segment_frames / self.config.model.fps
+        decode = clip_decoder(self.recipe, seconds, random_crop=True)
+        shards = ShardSet.open(self.recipe.data, split=self.recipe.train_split)
+        return training_stream(shards, decode, self.train, self.seed, world, quarantine)
+
+    def inputs(self, batch: dict, draws: Draws, device: torch.device) -> dict[str, torch.Tensor]:
+        """Frames (B, T, C, H, W) in [0, 1] and log-mels (B, F, T)."""
+        frames = batch["frames"].to(device).float() / 255
+        return {"frames": frames, "mel": log_mel(batch["waveform"].to(device), self.config.model.mel)}
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module, device: torch.device) -> Validation:
+        """Retrieval between held-out pictures and sounds."""
+        video, audio = [], []
+        for batch in clips(self.recipe, self.recipe.heldout_split, self.recipe.features.batch_size, self.train.validation_clips):
+            inputs = self.inputs(batch, None, device)
+            video.append(module.encode_video(inputs["frames"]).segments)
+            audio.append(module.encode_audio(inputs["mel"]).segments)
+        return Validation(retrieval_scalars(torch.cat(video), torch.cat(audio), self.recipe.evaluation.galleries))
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """The encoder."""
+        encoder = SFCAVP(self.config.model)
+        encoder.load_state_dict(weights)
+        save_weights(encoder, self.config.model, folder)
+
+
+def retrieval_scalars(video: torch.Tensor, audio: torch.Tensor, galleries: int) -> dict[str, float]:
+    """R@1, R@5 and R@10 of whole clips: segment embeddings (N, S, D), normalised and laid end to end, so that cosines average over segments."""
+    video, audio = (torch.nn.functional.normalize(x, dim=-1).flatten(1).cpu() for x in (video, audio))
+    gallery = min(64, len(video))
+    return {f"r@{k}": recall_at_k(video, audio, k, gallery=gallery, galleries=galleries) for k in (1, 5, 10)}

@@ -1,0 +1,105 @@
+"""Stage 4, its training: preference optimisation of the generator's top (MultiSoundGen AVP-RPO, equations 4-5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_prep.decoding import TensorDecoder
+from data_prep.index import ShardSet
+from data_prep.stream import one_pass
+from models.generators.mmdit import MMDiT, MMDiTConfig, TopBlocks
+from models.objectives.flow_dpo import LossNormaliser, flow_dpo_loss
+from models.objectives.flow_matching import flow_loss, interpolate, sample_time
+from models.pretrained import load_weights, save_weights
+from pipelines.config import Recipe
+from pipelines.engine.draws import Draws
+from pipelines.engine.log import Validation
+from pipelines.engine.world import World
+from pipelines.stages.data import training_stream
+from pipelines.stages.generative import CONDITIONS, FlowModel, flow_losses
+from pipelines.stages.stage import Stage
+
+PAIR = ("latent_mean", "latent_std", "loser")
+
+
+class PreferenceModel(nn.Module):
+    """Policy and reference in one: the frozen trunk runs once, then the trained top and the frozen copy of where it started."""
+
+    def __init__(self, generator: MMDiT, beta: float, normalise: str):
+        super().__init__()
+        self.generator, self.beta = generator.requires_grad_(False), beta
+        for parameter in generator.top_parameters():
+            parameter.requires_grad_(True)
+        self.reference = TopBlocks.copy_of(generator).requires_grad_(False)
+        self.preference_scale, self.winner_scale = LossNormaliser(normalise), LossNormaliser(normalise)
+        self.register_buffer("latent_mean", generator.latent_mean.detach().clone(), persistent=False)
+        self.register_buffer("latent_std", generator.latent_std.detach().clone(), persistent=False)
+
+    def forward(self, winner: torch.Tensor, loser: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, clip: torch.Tensor,
+                sync: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Latents of winner and loser (B, N, C) under the same noise and times (B,) -> the terms of equation 5."""
+        pair = (torch.cat([winner, loser]) - self.latent_mean) / self.latent_std
+        noise, t, clip, sync = (torch.cat([x, x]) for x in (noise, t, clip, sync))
+        x_t, target = interpolate(noise, pair, t)
+        flow, state = self.generator(x_t, clip, sync, None, t, return_state=True)
+        with torch.no_grad():
+            reference = flow_loss(self.reference(state), target)
+        policy = flow_loss(flow, target)
+        dpo = flow_dpo_loss(*policy.chunk(2), *reference.chunk(2), beta=self.beta)
+        win = policy.chunk(2)[0].mean()
+        return {"loss": self.preference_scale(dpo.loss) + self.winner_scale(win), "preference_loss": dpo.loss, "winner_loss": win,
+                "loser_loss": policy.chunk(2)[1].mean(), "margin": dpo.margin, "accuracy": dpo.accuracy}
+
+
+class PreferenceStage(Stage):
+    """One round: pairs of the true sound and the worst candidate, against the model that the round started from."""
+
+    name = "preference"
+
+    def __init__(self, recipe: Recipe, features: str, candidates: str, start: Path, number: int):
+        self.recipe, self.config = recipe, recipe.preference
+        self.features, self.candidates, self.start = features, candidates, start
+        self.train, self.seed = self.config.train, recipe.seed + number
+        self.parents = (start,)
+
+    def build(self) -> nn.Module:
+        """The last round's generator as policy and reference."""
+        generator = load_weights(MMDiT, MMDiTConfig, self.start)
+        return PreferenceModel(generator, self.config.beta, self.config.normalise)
+
+    def stream(self, world: World, quarantine: Path):
+        """Random pairs with their conditions."""
+        shards = ShardSet.open(self.candidates).with_layer(ShardSet.open(self.features))
+        return training_stream(shards, TensorDecoder(PAIR + CONDITIONS), self.train, self.seed, world, quarantine)
+
+    def inputs(self, batch: dict, draws: Draws, device: torch.device) -> dict[str, torch.Tensor]:
+        """Winner and loser latents, noise, time and conditions."""
+        mean = batch["latent_mean"].to(device)
+        shape = mean.shape[1:]
+        return {
+            "winner": mean + batch["latent_std"].to(device) * draws.normal(*shape),
+            "loser": batch["loser"].to(device),
+            "noise": draws.normal(*shape),
+            "t": sample_time(draws.normal(), draws.uniform(), self.recipe.generative.time),
+            **{name: batch[name].to(device) for name in CONDITIONS},
+        }
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module, device: torch.device) -> Validation:
+        """Held-out flow loss: a rise is the first sign of over-optimisation."""
+        shards = ShardSet.open(self.features, split=self.recipe.heldout_split)
+        names = ("latent_mean", *CONDITIONS)
+        batches = list(one_pass(shards, TensorDecoder(names), self.recipe.features.batch_size, limit=self.train.validation_clips))
+        clips = {name: torch.cat([b[name] for b in batches]) for name in names}
+        right, wrong = flow_losses(FlowModel(module.generator).to(device).eval(), clips, device)
+        return Validation({"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())})
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """The aligned generator."""
+        generator = load_weights(MMDiT, MMDiTConfig, self.start)
+        prefix = "generator."
+        generator.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)})
+        save_weights(generator, generator.config, folder)
