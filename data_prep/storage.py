@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec.core
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 _TRIES = 5
@@ -136,6 +137,6 @@ def _retry(call: Callable[[], _Result]) -> _Result:
             return call()
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
             raise
-        except OSError:
+        except (OSError, FSTimeoutError):
             time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
     return call()

@@ -216,11 +216,11 @@ class PreferenceConfig:
     """Sounds generated for each training video (N_a)."""
     videos: int = 0
     """Training videos per round; 0 takes all."""
-    score: Literal["lowest_quartile", "mean", "min"] = "lowest_quartile"
+    score: Literal["bottom_quartile", "mean", "min"] = "bottom_quartile"
     """How the cosines of a clip's segments become its reward (equation 3)."""
     beta: float = 1000.0
-    """Strength of the preference (equation 4); code that writes -0.5 beta needs twice this value for the same loss."""
-    normalise: Literal["running_scale", "detached", "none"] = "running_scale"
+    """Strength of the preference (equation 4); code that writes -0.5 beta needs twice this value."""
+    normalise: Literal["running_max", "detached", "none"] = "running_max"
     """N(.) of equation 5."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training of each round."""

@@ -61,18 +61,19 @@ class Act:
 
     def event(self, time: float, x: float | None = None, y: float | None = None, onset: bool = True, **more) -> dict[str, Any]:
         """One entry of `events`, rounded to what a reader can use."""
-        place = {"x": self.x if x is None else x, "y": self.y if y is None else y, **more}
-        return {"kind": self.kind, "time": round(float(time), 4), "onset": onset} | {k: round(float(v), 4) for k, v in place.items()}
+        numbers = {"time": time, "x": self.x if x is None else x, "y": self.y if y is None else y, **more}
+        return {"kind": self.kind, "onset": onset} | {name: round(float(value), 4) for name, value in numbers.items()}
 
     def phrase(self) -> str:
         """Half a sentence for the caption."""
         count = len(self.times)
-        return f"a {self.looks()} {self.noun} {self.verb} {_COUNTS[count] if count < len(_COUNTS) else 'many times'}"
+        return f"{self.subject()} {self.verb} {_COUNTS[count] if count < len(_COUNTS) else 'many times'}"
 
-    def looks(self) -> str:
-        """Size and colour in words."""
+    def subject(self) -> str:
+        """The noun with its size and colour."""
         size = "small " if self.size < 0.33 else "large " if self.size > 0.67 else ""
-        return size + _COLOURS[min(int(self.tint * len(_COLOURS)), len(_COLOURS) - 1)]
+        looks = size + _COLOURS[min(int(self.tint * len(_COLOURS)), len(_COLOURS) - 1)]
+        return f"{'an' if looks[0] in 'aeiou' else 'a'} {looks} {self.noun}"
 
     @property
     def unit(self) -> float:
@@ -102,9 +103,8 @@ class Act:
 
 
 def spaced_times(random: np.random.Generator, count: int, start: float, end: float, gap: float) -> np.ndarray:
-    """Up to `count` random seconds (n,) in [start, end], ascending, at least `gap` apart: fewer if they do not fit."""
-    count = max(1, min(count, int((end - start) / gap) + 1))
-    slack = end - start - gap * (count - 1)
+    """Random seconds (count,) in [start, end], ascending, at least `gap` apart."""
+    slack = max(0.0, end - start - gap * (count - 1))
     return start + np.sort(random.uniform(0, slack, count)) + gap * np.arange(count)
 
 

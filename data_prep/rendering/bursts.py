@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep.rendering.acts import LAST_HUE, Act, swing
+from data_prep.rendering.acts import Act, swing
 from data_prep.rendering.canvas import Canvas, colour, white
 from data_prep.rendering.config import RenderConfig
 from data_prep.rendering.sounds import Track, band_noise, envelope, sweep
@@ -70,14 +70,16 @@ class Bird(Act):
         beak = colour(0.13, 0.9, 1.0)
         for side in (-1, 1):
             canvas.line(self.at(0.24, -0.13), self.at(0.42, -0.13 + side * 0.17 * gape), 0.06 * self.unit, beak)
-        since = age(canvas, self.times[:, None])
-        for wave in since:
-            canvas.ring(*self.at(0.3, -0.13), (0.1 + 1.2 * wave.clip(0, 0.3)) * self.unit, 0.04 * self.unit, white(1.0), (wave >= 0) * (1 - wave / 0.2))
+        for time in self.times:
+            since = age(canvas, time)
+            wave = (0.1 + 1.2 * since.clip(0, 0.2)) * self.unit
+            canvas.ring(*self.at(0.3, -0.13), wave, 0.04 * self.unit, white(1.0), (since >= 0) * (1 - since / 0.2))
         canvas.glow(*self.at(0.32, -0.13), 0.2 * self.unit, white(0.8), hit)
 
     def play(self, track: Track):
         clock, hertz = track.span(0.16), self.pitch(1800, 3300)
-        chirp = sweep(clock, hertz, hertz * (1.3 + 0.7 * self.tint), 12) * np.minimum(clock / 0.002, 1) * (1 - clock / clock[-1]) ** 0.7
+        shape = np.minimum(clock / 0.002, 1) * (1 - clock / clock[-1]) ** 0.7
+        chirp = shape * sweep(clock, hertz, hertz * (1.3 + 0.7 * self.tint), 12)
         for time in self.times:
             track.add(time, chirp, 0.8 * self.level)
 
@@ -94,7 +96,7 @@ class Frog(Act):
         for side in (-1, 1):
             canvas.disc(*self.at(side * 0.22, -0.16), 0.13 * self.unit, skin)
             canvas.disc(*self.at(side * 0.22, -0.18), 0.07 * self.unit, self.ink(0.85, 0.9))
-        canvas.ellipse(*self.at(0, 0.06), 0.26 * self.unit, (0.02 + 0.13 * open_) * self.unit, colour(0.97, 0.75, 0.35 + 0.0))
+        canvas.ellipse(*self.at(0, 0.06), 0.26 * self.unit, (0.02 + 0.13 * open_) * self.unit, colour(0.97, 0.75, 0.35))
         canvas.ellipse(*self.at(0, 0.34), 0.26 * self.unit, (0.03 + 0.17 * open_) * self.unit, colour(0.2, 0.35, 0.9), open_)
         canvas.glow(*self.at(0, 0.1), 0.3 * self.unit, white(0.7), hit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +34,10 @@ class _Patch:
     opacity: np.ndarray  # (t, 1, 1)
     when: np.ndarray
 
-    def curve(self, value: Curve) -> Curve:
+    def curve(self, value: Curve) -> np.ndarray:
         """`value` for the patch's frames, ready to broadcast."""
-        return value[self.when, None, None] if np.ndim(value) else value
+        value = np.asarray(value, np.float32)
+        return value[self.when, None, None] if value.ndim else value
 
 
 class Canvas:
@@ -61,12 +63,13 @@ class Canvas:
         """A dim gradient with a faint plaid, moving with the camera."""
         limit = self.config.brightness
         level, slope, turn = limit * random.uniform(0.2, 0.7), limit * random.uniform(0, 0.3), random.uniform(0, 2 * np.pi)
-        waves, phases = random.uniform(6, 25, 2), random.uniform(0, 2 * np.pi, 2)
-        across = slope * np.cos(turn) * (self.columns - 0.5)
-        down = slope * np.sin(turn) * (self.rows - 0.5) + level
+        waves, phases = random.uniform(6, 25, 2).tolist(), random.uniform(0, 2 * np.pi, 2).tolist()
+        across = slope * math.cos(turn) * (self.columns - 0.5)
+        down = slope * math.sin(turn) * (self.rows - 0.5) + level
         plaid = limit * random.uniform(0, 0.15) * np.sin(waves[0] * self.rows + phases[0])
-        value = down[:, :, None] + across[:, None, :]
-        value += plaid[:, :, None] * np.sin(waves[1] * self.columns + phases[1])[:, None, :]
+        value = plaid[:, :, None] * np.sin(waves[1] * self.columns + phases[1])[:, None, :]
+        value += down[:, :, None]
+        value += across[:, None, :]
         tint = colour(random.uniform(), random.uniform(0, 0.6), 1.0)
         return tint[:, None, None, None] * value
 
@@ -82,8 +85,10 @@ class Canvas:
 
     def to_uint8(self) -> np.ndarray:
         """The frames as uint8 (T, H, W, 3)."""
-        frames = (self.pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-        return np.ascontiguousarray(frames.transpose(1, 2, 3, 0))
+        frames = np.empty((*self.pixels.shape[1:], 3), np.uint8)
+        for channel, plane in enumerate(self.pixels):
+            frames[..., channel] = (plane * 255 + 0.5).clip(0, 255)
+        return frames
 
     def _patch(self, x: Curve, y: Curve, reach: Curve, opacity: Curve) -> _Patch | None:
         x, y, reach, opacity = (np.broadcast_to(np.asarray(v, np.float32), self.clock.shape) for v in (x, y, reach, opacity))
@@ -114,7 +119,7 @@ class Canvas:
     def ellipse(self, x: Curve, y: Curve, rx: Curve, ry: Curve, ink: np.ndarray, opacity: Curve = 1.0):
         """A filled ellipse of radii rx, ry."""
         if patch := self._patch(x, y, np.maximum(rx, ry), opacity):
-            rx, ry = (np.maximum(patch.curve(np.asarray(r, np.float32)), 1e-3) for r in (rx, ry))
+            rx, ry = np.maximum(patch.curve(rx), 1e-3), np.maximum(patch.curve(ry), 1e-3)
             away = np.sqrt(np.square(patch.dx / rx) + np.square(patch.dy / ry))
             self._paint(patch, (away - 1) * np.minimum(rx, ry), ink)
 
@@ -135,7 +140,7 @@ class Canvas:
     def trapezoid(self, x: Curve, y: Curve, top: Curve, bottom: Curve, height: Curve, ink: np.ndarray, opacity: Curve = 1.0):
         """A filled shape of width `top` above and `bottom` below, centred about (x, y)."""
         if patch := self._patch(x, y, np.maximum(np.maximum(top, bottom), height) / 2, opacity):
-            top, bottom, height = (patch.curve(np.asarray(v, np.float32)) for v in (top, bottom, height))
+            top, bottom, height = patch.curve(top), patch.curve(bottom), patch.curve(height)
             side = (top + bottom) / 4 + patch.dy / height * (bottom - top) / 2
             self._paint(patch, np.maximum(np.abs(patch.dx) - side, np.abs(patch.dy) - height / 2), ink)
 
@@ -145,7 +150,7 @@ class Canvas:
         u, v = end[0] - x, end[1] - y
         length = np.maximum(np.hypot(u, v), 1e-4)
         if patch := self._patch(x, y, length + width, opacity):
-            u, v, length = (patch.curve(np.asarray(a / length if a is not length else a, np.float32)) for a in (u, v, length))
+            u, v, length = patch.curve(u / length), patch.curve(v / length), patch.curve(length)
             along = patch.dx * u + patch.dy * v
             along -= along.clip(-length, length)
             across = patch.dx * v - patch.dy * u
@@ -159,7 +164,8 @@ class Canvas:
             away = np.sqrt(np.square(patch.dx) + np.square(patch.dy))
             spread = patch.curve(spread)
             # Folding all sectors onto one draws every dot at the price of one.
-            self._paint(patch, np.sqrt(np.square(away * np.cos(fold) - spread) + np.square(away * np.sin(fold))) - radius, ink)
+            along, across = away * np.cos(fold) - spread, away * np.sin(fold)
+            self._paint(patch, np.sqrt(np.square(along) + np.square(across)) - radius, ink)
 
     def glow(self, x: Curve, y: Curve, radius: float, ink: np.ndarray, opacity: Curve):
         """Light that falls off softly, added to what is there."""
@@ -168,12 +174,14 @@ class Canvas:
             for plane, value in zip(self.pixels, ink, strict=True):
                 plane[patch.index] += light * value
 
-    def texture(self, x: float, y: float, width: float, height: float, tile: np.ndarray, shift: np.ndarray, density: Curve, ink: np.ndarray):
-        """Specks of a random `tile` (rows, columns) in [0, 1], scrolled down by `shift` (T,) picture heights, the densest share shown."""
-        if patch := self._patch(x, y, max(width, height) / 2, np.minimum(np.asarray(density) * 1e3, 1.0)):
-            scale = self.config.size
-            rows = np.round((patch.dy + 2 - patch.curve(shift)) * scale).astype(int) % tile.shape[0]
-            columns = np.round((patch.dx + 2) * scale).astype(int) % tile.shape[1]
-            specks = tile[rows, columns] < patch.curve(np.asarray(density))
-            inside = (np.abs(patch.dx) <= width / 2) & (np.abs(patch.dy) <= height / 2)
-            self._paint(patch, np.where(specks & inside, -1.0, 1.0).astype(np.float32), ink)
+    def specks(
+        self, x: float, y: float, width: float, height: float, tile: np.ndarray, fall: np.ndarray, share: Curve, ink: np.ndarray
+    ):
+        """A random `tile` (rows, columns) in [0, 1] scrolling down by `fall` (T,) picture heights; its lowest `share` shows."""
+        if patch := self._patch(x, y, max(width, height) / 2, np.minimum(np.asarray(share) * 1e3, 1.0)):
+            # Two picture sides keep the indices positive wherever the camera points.
+            rows = np.round((patch.dy + 2 - patch.curve(fall)) * self.config.size).astype(int) % tile.shape[0]
+            columns = np.round((patch.dx + 2) * self.config.size).astype(int) % tile.shape[1]
+            shown = tile[rows, columns] < patch.curve(share)
+            shown &= (np.abs(patch.dx) <= width / 2) & (np.abs(patch.dy) <= height / 2)
+            self._paint(patch, np.where(shown, np.float32(-1), np.float32(1)), ink)

@@ -21,6 +21,8 @@ class RenderConfig:
     """Kinds of events to draw from (keys of scene.KINDS); empty: all."""
     multi_share: float = 0.35
     """Share of clips with two or three kinds at once."""
+    density: float = 1.0
+    """Scale of the number of impulsive events; 1 gives two to four in 3.84 s, fewer of each kind where several share a clip."""
     min_gap: float = 0.35
     """Least seconds between two impulsive events of a clip: denser ones let shuffled pairs agree by chance."""
     brightness: float = 0.16
@@ -40,11 +42,14 @@ class RenderConfig:
         if self.fps <= 0 or self.sample_rate < 8000:
             raise ValueError(f"RenderConfig.fps, sample_rate are {self.fps}, {self.sample_rate}: need fps > 0 and at least 8000 Hz")
         if self.seconds < 1.5 or abs(self.seconds * self.fps - self.frames) > 1e-6:
-            raise ValueError(f"RenderConfig.seconds is {self.seconds}: choose at least 1.5 s and a whole number of frames at {self.fps} fps")
+            raise ValueError(f"RenderConfig.seconds is {self.seconds}: choose at least 1.5 and whole frames at {self.fps} fps")
         if not 0 <= self.multi_share <= 1:
             raise ValueError(f"RenderConfig.multi_share is {self.multi_share}: choose a share from 0 to 1")
-        if not 0.05 <= self.min_gap <= 1:
-            raise ValueError(f"RenderConfig.min_gap is {self.min_gap}: choose 0.05 to 1 second")
+        if self.density <= 0:
+            raise ValueError(f"RenderConfig.density is {self.density}: choose a positive scale")
+        longest = round((self.seconds - 0.4) / 2, 2)
+        if not 0.05 <= self.min_gap <= longest:
+            raise ValueError(f"RenderConfig.min_gap is {self.min_gap}: choose 0.05 to {longest}, for three events in {self.seconds} s")
         if not 0 <= self.brightness <= 1 or not 0 <= self.camera <= 0.2:
             raise ValueError(f"RenderConfig.brightness, camera are {self.brightness}, {self.camera}: choose 0 to 1 and 0 to 0.2")
         if self.noise_floor > -20:

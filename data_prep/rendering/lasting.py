@@ -33,7 +33,8 @@ class Engine(Act):
         hub = self.at(-0.08, 0)
         for spoke in range(3):
             angle = turn + spoke * 2 * np.pi / 3
-            canvas.line(hub, (hub[0] + 0.3 * self.unit * np.cos(angle), hub[1] + 0.3 * self.unit * np.sin(angle)), 0.08 * self.unit, white(0.85))
+            rim = self.at(-0.08 + 0.3 * np.cos(angle), 0.3 * np.sin(angle))
+            canvas.line(hub, rim, 0.08 * self.unit, white(0.85))
         canvas.disc(*hub, 0.08 * self.unit, self.ink())
         canvas.disc(*self.at(0.42, -0.3 - 0.08 * throttle), (0.04 + 0.13 * throttle) * self.unit, white(0.9), 0.15 + 0.85 * throttle)
         canvas.glow(*self.at(0.4, -0.3), 0.2 * self.unit, colour(0.08, 0.6, 0.9), canvas.pulse(self.times, 0.06))
@@ -80,18 +81,18 @@ class Siren(Act):
     def play(self, track: Track):
         lamp, low = self.lamp(track.clock), self.pitch(480, 900)
         hertz = np.where(lamp == 1, low * (1.25 + 0.35 * self.tint), low)
-        on = glide((lamp >= 0).astype(np.float32), track.rate, 0.005)
-        # A dip at each switch gives the new tone an attack of its own.
+        on = (lamp >= 0).astype(np.float32)
+        # A gap before each switch gives the new tone an attack of its own.
         for time in self.times:
-            on *= 1 - 0.7 * np.exp(-np.square((track.clock - time + 0.006) / 0.006))
-        track.add(0.0, 0.6 * self.level * on * voice(hertz, (1, 0, 0.35, 0, 0.2), track.rate))
+            on[round((time - 0.015) * track.rate) : round(time * track.rate)] = 0
+        track.add(0.0, 0.5 * self.level * glide(on, track.rate, 0.005) * voice(hertz, (1, 0, 0.35, 0, 0.2), track.rate))
 
     def events(self):
         ends = [*self.times[1:], self.end]
         return [self.event(start, end=end) for start, end in zip(self.times, ends, strict=True)]
 
     def phrase(self) -> str:
-        return f"a {self.looks()} siren sounds with its lights flashing in turn"
+        return f"{self.subject()} sounds with its lights flashing in turn"
 
 
 @dataclass(kw_only=True)
@@ -122,7 +123,7 @@ class Rain(Act):
         # Columns of two alike and rows in runs of three make streaks out of single specks.
         tile = random.uniform(size=(2 * canvas.config.size // 3, 3 * canvas.config.size)).repeat(3, axis=0).astype(np.float32)
         x, y = self.at(0, 0.12)
-        canvas.texture(x, y, 0.9 * self.unit, 0.7 * self.unit, tile, 1.7 * canvas.clock, 0.4 * density, self.ink(0.35, 0.95))
+        canvas.specks(x, y, 0.9 * self.unit, 0.7 * self.unit, tile, 1.7 * canvas.clock, 0.4 * density, self.ink(0.35, 0.95))
         grey = 0.45 + 0.3 * density.max() * canvas.pulse(self.times, 0.1)
         for u, v, radius in ((-0.27, -0.3, 0.17), (0.0, -0.36, 0.22), (0.27, -0.3, 0.17)):
             canvas.disc(*self.at(u, v), radius * self.unit, white(0.45))
@@ -178,4 +179,4 @@ class Car(Act):
         return [self.event(t, 0.5, onset=False, start=t - reach, end=t + reach) for t in self.times]
 
     def phrase(self) -> str:
-        return f"a {self.looks()} car drives past"
+        return f"{self.subject()} drives past"

@@ -30,6 +30,13 @@ _LEAD, _TAIL = 0.12, 0.25
 """Seconds kept free of impulsive events at the start and the end, so that each is seen coming and heard out."""
 
 
+def kind_names(config: RenderConfig) -> list[str]:
+    """The kinds that clips of these settings draw from."""
+    if unknown := [name for name in config.kinds if name not in KINDS]:
+        raise ValueError(f"RenderConfig.kinds has {', '.join(unknown)}: choose from {', '.join(KINDS)}")
+    return list(config.kinds or KINDS)
+
+
 @dataclass
 class Scene:
     """Clip `index` of a seed and split: all it shows follows from these three and the settings."""
@@ -43,7 +50,7 @@ class Scene:
         """Choose the acts; nothing is drawn yet."""
         sequence = np.random.SeedSequence((seed, SPLITS.index(split), index))
         random = np.random.default_rng(sequence)
-        kinds = [KINDS[name] for name in config.kinds] or list(KINDS.values())
+        kinds = [KINDS[name] for name in kind_names(config)]
         count = int(random.choice((2, 3), p=(0.75, 0.25))) if random.uniform() < config.multi_share else 1
         chosen = [kinds[i] for i in random.permutation(len(kinds))[:count]]
         places = random.permutation(np.array(_PLACES[len(chosen)]))
@@ -89,17 +96,20 @@ class Scene:
 
 def _times(kinds: list[type[Act]], random: np.random.Generator, config: RenderConfig) -> list[np.ndarray]:
     """Onsets for each kind, drawn together and then dealt, so that the gap holds between kinds as well."""
-    limits = [0 if kind.rhythm else max(1, round(kind.most * config.seconds / 3.84 / len(kinds))) for kind in kinds]
-    counts = [int(random.integers(1, limit + 1)) if limit else 0 for limit in limits]
-    if not sum(counts):
-        return [np.zeros(0) for _ in kinds]
+    scale = config.density * config.seconds / 3.84 / len(kinds)
+    limits = [0 if kind.rhythm else max(1, round(kind.most * scale)) for kind in kinds]
+    # At least half the limit: a clip with one event is mute in most of its segments, and mute segments are all alike.
+    counts = [int(random.integers(max(1, limit // 2), limit + 1)) if limit else 0 for limit in limits]
+    room = int((config.seconds - _LEAD - _TAIL) / config.min_gap) + 1
+    while sum(counts) > room:
+        counts[counts.index(max(counts))] -= 1
     times = spaced_times(random, sum(counts), _LEAD, config.seconds - _TAIL, config.min_gap)
-    owners = random.permutation(np.repeat(np.arange(len(kinds)), counts))[: len(times)]
+    owners = random.permutation(np.repeat(np.arange(len(kinds)), counts))
     return [times[owners == i] for i in range(len(kinds))]
 
 
 def _act(kind: type[Act], random: np.random.Generator, config: RenderConfig, place: np.ndarray, times: np.ndarray) -> Act:
-    x, y, scale = place
+    x, y, scale = place.tolist()
     act = kind(
         x=x + random.uniform(-0.05, 0.05), y=y + random.uniform(-0.04, 0.04), scale=scale * random.uniform(0.92, 1.05),
         size=random.uniform(), tint=random.uniform(), times=times, seed=int(random.integers(2**31)),

@@ -16,11 +16,8 @@ class Track:
     def __init__(self, samples: int, rate: int):
         self.rate = rate
         self.waveform = np.zeros(samples, np.float32)
-
-    @property
-    def clock(self) -> np.ndarray:
+        self.clock = np.arange(samples, dtype=np.float32) / rate
         """Seconds (N,) of each sample."""
-        return np.arange(len(self.waveform), dtype=np.float32) / self.rate
 
     def add(self, time: float, sound: np.ndarray, level: float = 1.0):
         """Mix `sound` in from `time` seconds on; what passes the end is cut off."""
@@ -35,7 +32,7 @@ class Track:
 
 def envelope(clock: np.ndarray, fall: float) -> np.ndarray:
     """A sharp attack, then a decay by e every `fall` seconds."""
-    return np.minimum(clock / ATTACK, 1.0) * np.exp(-clock / fall)
+    return np.minimum(clock / ATTACK, 1) * np.exp(-clock / fall)
 
 
 def partials(clock: np.ndarray, hertz: float, ratios: Sequence[float], levels: Sequence[float], fall: float) -> np.ndarray:
@@ -63,8 +60,9 @@ def band_noise(random: np.random.Generator, samples: int, low: float, high: floa
 
 def voice(hertz: np.ndarray, harmonics: Sequence[float], rate: int) -> np.ndarray:
     """A tone of changing pitch (N,) in Hz, with the given levels of harmonics 1, 2, ..."""
-    phase = 2 * np.pi * np.cumsum(hertz, dtype=np.float64) / rate
-    first, doubled = np.sin(phase).astype(np.float32), (2 * np.cos(phase)).astype(np.float32)
+    cycles = np.cumsum(hertz, dtype=np.float64) / rate
+    phase = 2 * np.pi * (cycles - np.floor(cycles)).astype(np.float32)
+    first, doubled = np.sin(phase), 2 * np.cos(phase)
     sound, before, now = np.zeros_like(first), np.zeros_like(first), first
     # sin(k+1) = 2 cos(1) sin(k) - sin(k-1): one sine and cosine serve all harmonics.
     for level in harmonics:

@@ -168,7 +168,7 @@ class Metronome(Act):
     def prepare(self, random: np.random.Generator, config: RenderConfig):
         """Choose tempo and phase."""
         self.beat = random.uniform(0.55, 1.1)
-        self.times = np.arange(random.uniform(0.1, 0.1 + self.beat), config.seconds - 0.15, self.beat)
+        self.times = np.arange(random.uniform(0.1, self.beat), config.seconds - 0.04, self.beat)
 
     def draw(self, canvas: Canvas):
         side = np.cos(np.pi * (canvas.clock - self.times[0]) / self.beat)

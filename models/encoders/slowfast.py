@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class SlowFastConfig:
     """Stride of the stem's max pooling."""
     lateral_kernel: int = 7
     """Temporal kernel of the fast-to-slow convolutions; their stride is alpha and they double the channels."""
-    batch_norm: str = "batch"
+    batch_norm: Literal["batch", "frozen"] = "batch"
     """In training: "batch" = statistics of the local batch; "frozen" = the running ones, for batches too small to measure."""
     zero_init: bool = True
     """Start each bottleneck as its shortcut: the last batch norm's scale is zero."""
@@ -117,7 +118,7 @@ class SlowFast(nn.Module):
 
     def pathways(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last feature maps before pooling: slow (B, slow_dim, T / alpha, ...space) and fast (B, fast_dim, T, ...space)."""
-        x = self._time_first(x)
+        x = self._time_first(x).to(self.slow_stem[0].conv.weight.dtype)
         slow, fast = self.slow_stem(x[:, :, :: self.config.alpha]), self.fast_stem(x)
         for lateral, slow_stage, fast_stage in zip(self.laterals, self.slow_stages, self.fast_stages, strict=True):
             slow = slow_stage(torch.cat([slow, lateral(fast)], dim=1))
@@ -142,7 +143,7 @@ class SlowFast(nn.Module):
         axes, layout = (3, "log-mel (B, F, T)") if self.config.space_axes == 1 else (5, "frames (B, T, C, H, W)")
         if x.dim() != axes:
             raise ValueError(f"SlowFast takes {layout}, not {tuple(x.shape)}: check which tower this is")
-        x = x.transpose(1, 2).unsqueeze(1) if self.config.space_axes == 1 else x.transpose(1, 2)
+        x = x.transpose(1, 2).unsqueeze(1) if self.config.space_axes == 1 else x.transpose(1, 2).contiguous()
         if x.shape[1] != self.config.in_channels:
             raise ValueError(f"SlowFast takes {self.config.in_channels} channels, not {x.shape[1]}: pass {layout}")
         return x

@@ -90,8 +90,8 @@ class MMDiTConfig:
         return swiglu_width(self.hidden, self.mlp_ratio, self.mlp_multiple)
 
     def condition_lengths(self, latent_len: int) -> tuple[int, int]:
-        """Frame features and synchrony tokens of a clip of `latent_len` latents (MMAudio's own lengths for its presets)."""
-        clip = self.clip_len * latent_len // self.latent_len
+        """Frame features and synchrony tokens of a clip of `latent_len` latents (MMAudio's presets: its own for whole seconds to 20 s)."""
+        clip = round(self.clip_len * latent_len / self.latent_len)
         margin = self.sync_margin * self.sync_group
         groups = (self.sync_len + margin) * latent_len // (self.latent_len * self.sync_group) - self.sync_margin
         return max(1, clip), max(1, groups) * self.sync_group

@@ -78,8 +78,8 @@ class RunningScale(nn.Module):
             dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         maximum = torch.maximum(peak, self.decay * self.maximum.float())
         # A non-finite loss is skipped by the training loop, but a maximum that kept it would spoil every later step.
-        if self.training and maximum.isfinite():
-            self.maximum.copy_(maximum)
+        if self.training:
+            self.maximum.copy_(torch.where(maximum.isfinite(), maximum, self.maximum.float()))
         return loss / maximum.clamp_min(torch.finfo(torch.float32).tiny)
 
 

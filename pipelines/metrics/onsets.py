@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,12 @@ def detect_onsets(log_mel: np.ndarray, spec: str | MelSpec, config: OnsetConfig 
     """Onset times in seconds (K,), ascending, of one log-mel (F, T) made by front end `spec`."""
     spec, config = mel_spec(spec), config or OnsetConfig()
     strength = onset_strength(log_mel, spec, config)
+    # Frames whose window reaches past an end of the clip hear its mirror image: the kink at the mirror sounds like a click.
+    border = math.ceil((spec.win - spec.hop) / 2 / spec.hop)
+    first = border + config.lag
+    strength = strength[first : len(strength) - border]
+    if not strength.size:
+        return np.zeros(0)
     frame = spec.hop / spec.sample_rate
     level = _local_median(strength, round(config.window / frame / 2))
     before, after = np.pad(strength, (1, 0))[:-1], np.pad(strength, (0, 1))[1:]
@@ -65,8 +72,8 @@ def detect_onsets(log_mel: np.ndarray, spec: str | MelSpec, config: OnsetConfig 
     for peak in candidates[np.argsort(-strength[candidates], kind="stable")]:
         if all(abs(peak - other) * frame >= config.gap for other in kept):
             kept.append(int(peak))
-    # The rise lies between the two frames compared; a frame's centre is half a hop after its start.
-    return (np.sort(np.array(kept, dtype=np.float64)) + 0.5 - config.lag / 2) * frame + config.lead * spec.win / spec.sample_rate
+    # The rise lies midway between the two frames compared; a frame's centre is half a hop after its start.
+    return (np.sort(np.array(kept, dtype=np.float64)) + first + 0.5 - config.lag / 2) * frame + config.lead * spec.win / spec.sample_rate
 
 
 def match_onsets(predicted: np.ndarray, true: np.ndarray, tolerance: float = 0.1) -> int:
@@ -91,5 +98,5 @@ def onset_f1(predicted: np.ndarray, true: np.ndarray, tolerance: float = 0.1) ->
 
 
 def _local_median(values: np.ndarray, half: int) -> np.ndarray:
-    padded = np.pad(values, half, mode="edge")
+    padded = np.pad(values, half, mode="symmetric")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)

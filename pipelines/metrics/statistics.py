@@ -61,7 +61,8 @@ class Bar:
         object.__setattr__(self, "passed", bool(passed))
 
     def __str__(self):
-        return f"{'passed' if self.passed else 'MISSED'}: {self.name} = {self.value:.4g} ({self.comparison} {self.bound:.4g}) {self.explanation}".rstrip()
+        verdict = "passed" if self.passed else "MISSED"
+        return f"{verdict}: {self.name} = {self.value:.4g} ({self.comparison} {self.bound:.4g}) {self.explanation}".rstrip()
 
 
 def shuffled_partner(n: int, seed: int) -> np.ndarray:

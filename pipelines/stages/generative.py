@@ -12,7 +12,7 @@ from data_prep.decoding import TensorDecoder
 from data_prep.index import ShardSet
 from data_prep.stream import one_pass
 from models.generators.mmdit import MMDiT, MMDiTConfig
-from models.objectives.flow_matching import flow_loss, interpolate, sample_time
+from models.objectives.flow_matching import flow_loss, flow_time, interpolate
 from models.pretrained import save_weights
 from pipelines.config import Recipe
 from pipelines.engine.draws import Draws
@@ -86,7 +86,7 @@ class GenerativeStage(Stage):
         return {
             "latent": latent + batch["latent_std"].to(device) * draws.normal(*shape),
             "noise": draws.normal(*shape),
-            "t": sample_time(draws.normal(), draws.uniform(), self.config.time),
+            "t": flow_time(draws.uniform(), self.config.time),
             "drop_video": draws.uniform() < self.config.drop_video,
             "drop_text": draws.uniform() < self.config.drop_text,
             **{name: batch[name].to(device) for name in CONDITIONS},

@@ -11,8 +11,8 @@ from data_prep.decoding import TensorDecoder
 from data_prep.index import ShardSet
 from data_prep.stream import one_pass
 from models.generators.mmdit import MMDiT, MMDiTConfig, TopBlocks
-from models.objectives.flow_dpo import LossNormaliser, flow_dpo_loss
-from models.objectives.flow_matching import flow_loss, interpolate, sample_time
+from models.objectives.flow_dpo import AVPRPOLoss
+from models.objectives.flow_matching import flow_loss, flow_time, interpolate
 from models.pretrained import load_weights, save_weights
 from pipelines.config import Recipe
 from pipelines.engine.draws import Draws
@@ -30,11 +30,11 @@ class PreferenceModel(nn.Module):
 
     def __init__(self, generator: MMDiT, beta: float, normalise: str):
         super().__init__()
-        self.generator, self.beta = generator.requires_grad_(False), beta
+        self.generator = generator.requires_grad_(False)
         for parameter in generator.top_parameters():
             parameter.requires_grad_(True)
         self.reference = TopBlocks.copy_of(generator).requires_grad_(False)
-        self.preference_scale, self.winner_scale = LossNormaliser(normalise), LossNormaliser(normalise)
+        self.objective = AVPRPOLoss(beta, normalise)
         self.register_buffer("latent_mean", generator.latent_mean.detach().clone(), persistent=False)
         self.register_buffer("latent_std", generator.latent_std.detach().clone(), persistent=False)
 
@@ -48,10 +48,7 @@ class PreferenceModel(nn.Module):
         with torch.no_grad():
             reference = flow_loss(self.reference(state), target)
         policy = flow_loss(flow, target)
-        dpo = flow_dpo_loss(*policy.chunk(2), *reference.chunk(2), beta=self.beta)
-        win = policy.chunk(2)[0].mean()
-        return {"loss": self.preference_scale(dpo.loss) + self.winner_scale(win), "preference_loss": dpo.loss, "winner_loss": win,
-                "loser_loss": policy.chunk(2)[1].mean(), "margin": dpo.margin, "accuracy": dpo.accuracy}
+        return self.objective(*policy.chunk(2), *reference.chunk(2)) | {"flow_lose": policy.detach().chunk(2)[1].mean()}
 
 
 class PreferenceStage(Stage):
@@ -83,7 +80,7 @@ class PreferenceStage(Stage):
             "winner": mean + batch["latent_std"].to(device) * draws.normal(*shape),
             "loser": batch["loser"].to(device),
             "noise": draws.normal(*shape),
-            "t": sample_time(draws.normal(), draws.uniform(), self.recipe.generative.time),
+            "t": flow_time(draws.uniform(), self.recipe.generative.time),
             **{name: batch[name].to(device) for name in CONDITIONS},
         }
 

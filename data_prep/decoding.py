@@ -1,0 +1,199 @@
+"""From a clip's bytes to tensors: cropping in time, fixed shapes, stored features, and a cache of decoded clips.
+
+A decoder is a callable `(raw, entry, random) -> {name: tensor}` with `members`, the extensions it reads. One that also has
+`whole(raw, entry) -> media` and `crop(media, entry, random)`, together equal to the call to the last bit, can be cached.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.frames import resize
+from data_prep.index import Entry, ShardError
+from data_prep.media import decode_audio, decode_frames
+
+Sample = dict[str, Any]
+_PCM_SCALE = 32768
+
+
+@dataclass(kw_only=True)
+class ClipDecoder:
+    """Decodes a clip shard's members to "frames" (T, C, H, W) uint8 and "waveform" (N,) float32 in [-1, 1].
+
+    Crops start on a video frame f and on the audio sample round(f / fps * sample_rate), so the two stay together.
+    """
+
+    seconds: float | None = None
+    """Length of the crop; shorter clips are filled with their last frame and with silence. None: whole clips, as long as they are."""
+    fps: float = 25.0
+    """Frames per second the shards were made with."""
+    sample_rate: int = 16000
+    """Samples per second the shards were made with."""
+    size: int | None = None
+    """Side of square frames, in pixels: the shorter side is resized to it and the centre kept. None: frames as stored."""
+    random_crop: bool = False
+    """Crop anywhere in the clip, by the random generator of the position. False: at the start."""
+    want: tuple[str, ...] = ("frames", "waveform")
+    """What to decode; the member behind what is left out is not read."""
+    columns: tuple[str, ...] = ()
+    """Columns of the sidecar to hand on, such as "caption" and "labels"."""
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and round(self.seconds * self.fps) < 1:
+            raise ValueError(f"seconds is {self.seconds}: shorter than one frame at {self.fps} fps; take more, or None for whole clips")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size is {self.size}: frames need at least one pixel; None keeps them as stored")
+        if not self.want or set(self.want) - {"frames", "waveform"}:
+            raise ValueError(f"want is {self.want}: name 'frames', 'waveform' or both")
+        self.want, self.columns = tuple(self.want), tuple(self.columns)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Extensions of the members it reads."""
+        return tuple({"frames": "mp4", "waveform": "flac"}[name] for name in self.want)
+
+    def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: np.random.Generator) -> Sample:
+        """Decode the crop alone, from the key frame before it."""
+        frame, frames, sample, samples = self._span(entry, random)
+        media = {}
+        if "frames" in self.want:
+            media["frames"] = self._video(raw["mp4"], frame, frames)
+        if "waveform" in self.want:
+            media["waveform"] = torch.from_numpy(decode_audio(raw["flac"], sample, samples))
+        return self._finish(media, entry, frames, samples)
+
+    def whole(self, raw: Mapping[str, bytes], entry: Entry) -> dict[str, torch.Tensor]:
+        """Decode the clip for the cache: frames in their final size, audio as 16-bit samples where that loses nothing."""
+        media = {}
+        if "frames" in self.want:
+            media["frames"] = self._video(raw["mp4"], 0, None)
+        if "waveform" in self.want:
+            media["waveform"] = _packed(torch.from_numpy(decode_audio(raw["flac"])))
+        return media
+
+    def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: np.random.Generator) -> Sample:
+        """The crop that a call would decode, out of the decoded clip."""
+        frame, frames, sample, samples = self._span(entry, random)
+        cut = {}
+        if "frames" in media:
+            cut["frames"] = media["frames"][frame:][:frames]
+        if "waveform" in media:
+            cut["waveform"] = _unpacked(media["waveform"][sample:][:samples])
+        return self._finish(cut, entry, frames, samples)
+
+    def _span(self, entry: Entry, random: np.random.Generator) -> tuple[int, int | None, int, int | None]:
+        """First frame, number of frames, first sample, number of samples; None for as many as there are."""
+        for name, ours in (("fps", self.fps), ("sample_rate", self.sample_rate)):
+            if (stored := entry.columns.get(name)) is not None and abs(stored - ours) > 1e-3:
+                # Not a fault of this clip: all of them would go to the quarantine one by one.
+                raise RuntimeError(f"clip {entry.key} of {entry.shard} has {name} {stored:g}, the decoder expects {ours:g}; set its {name}")
+        if self.seconds is None:
+            return 0, None, 0, None
+        frames, first = round(self.seconds * self.fps), 0
+        if self.random_crop:
+            if (duration := entry.columns.get("duration")) is None:
+                raise RuntimeError(f"clip {entry.key} of {entry.shard} has no duration in its sidecar; set random_crop to False")
+            first = int(random.integers(max(0, round(duration * self.fps) - frames) + 1))
+        return first, frames, round(first / self.fps * self.sample_rate), round(self.seconds * self.sample_rate)
+
+    def _video(self, mp4: bytes, start: int, count: int | None) -> torch.Tensor:
+        frames = torch.from_numpy(decode_frames(mp4, start, count)).permute(0, 3, 1, 2)
+        if self.size is None or not len(frames):
+            return frames.contiguous()
+        # One at a time: a matrix product may round otherwise in a larger batch, and cached crops must equal decoded ones.
+        return torch.stack([resize(frame, self.size, crop=True) for frame in frames])
+
+    def _finish(self, media: dict[str, torch.Tensor], entry: Entry, frames: int | None, samples: int | None) -> Sample:
+        if "frames" in media:
+            if not len(media["frames"]):
+                raise ShardError(f"clip {entry.key} of {entry.shard} has no frames at the crop", entry.shard, entry.key, "no_frames")
+            last = media["frames"][-1:]
+            media["frames"] = _filled(media["frames"], frames, last)
+        if "waveform" in media:
+            media["waveform"] = _filled(media["waveform"], samples, torch.zeros(1))
+        return {**media, **{name: entry.columns.get(name) for name in self.columns}}
+
+
+@dataclass
+class TensorDecoder:
+    """Reads stored features: `<name>.npy` becomes the tensor `name`, float32 where it is a fraction of any width."""
+
+    names: tuple[str, ...]
+    """Features to read, without ".npy"."""
+    columns: tuple[str, ...] = ()
+    """Columns of the sidecar to hand on."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not self.names:
+            raise ValueError(f"names is {self.names!r}: give a list of features, such as ['latent_mean']")
+        self.names, self.columns = tuple(self.names), tuple(self.columns)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Extensions of the members it reads."""
+        return tuple(f"{name}.npy" for name in self.names)
+
+    def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: np.random.Generator) -> Sample:
+        """Load the arrays; nothing is left to chance."""
+        return self.crop(self.whole(raw, entry), entry, random)
+
+    def whole(self, raw: Mapping[str, bytes], entry: Entry) -> dict[str, torch.Tensor]:
+        """The arrays as stored."""
+        return {name: torch.from_numpy(self._load(raw[f"{name}.npy"], name, entry)) for name in self.names}
+
+    def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: np.random.Generator) -> Sample:
+        """The arrays as tensors to compute with."""
+        tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in media.items()}
+        return {**tensors, **{name: entry.columns.get(name) for name in self.columns}}
+
+    def _load(self, data: bytes, name: str, entry: Entry) -> np.ndarray:
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            message = f"clip {entry.key} of {entry.shard}: {name}.npy is not an array ({error})"
+            raise ShardError(message, entry.shard, entry.key, "bad_array") from None
+
+
+class DecodedCache:
+    """Decoded clips up to a number of bytes, for one process. What came first stays.
+
+    Every epoch visits each clip once in a new order, so the least recently used clip is as likely to come next as any other:
+    throwing clips out would only cost decoding.
+    """
+
+    def __init__(self, limit: float):
+        self._media: dict[Hashable, dict[str, torch.Tensor]] = {}
+        self._left = limit
+        self.full = limit <= 0
+
+    def get(self, key: Hashable) -> dict[str, torch.Tensor] | None:
+        """The decoded clip, or None."""
+        return self._media.get(key)
+
+    def add(self, key: Hashable, media: dict[str, torch.Tensor]) -> None:
+        """Keep a decoded clip if it still fits."""
+        size = sum(tensor.nbytes for tensor in media.values())
+        self.full = self.full or size > self._left
+        if not self.full:
+            self._media[key] = media
+            self._left -= size
+
+
+def _filled(values: torch.Tensor, length: int | None, filler: torch.Tensor) -> torch.Tensor:
+    missing = 0 if length is None else length - len(values)
+    return torch.cat([values, filler.expand(missing, *filler.shape[1:])]) if missing > 0 else values
+
+
+def _packed(waveform: torch.Tensor) -> torch.Tensor:
+    samples = (waveform * _PCM_SCALE).round().clamp(-_PCM_SCALE, _PCM_SCALE - 1).to(torch.int16)
+    return samples if torch.equal(_unpacked(samples), waveform) else waveform
+
+
+def _unpacked(waveform: torch.Tensor) -> torch.Tensor:
+    return waveform.float() / _PCM_SCALE if waveform.dtype == torch.int16 else waveform

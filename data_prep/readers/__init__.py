@@ -1,0 +1,1 @@
+"""Readers: each lists the clips of one collection as manifest rows."""

@@ -1,0 +1,300 @@
+"""MM-DiT: parity with the public MMAudio model, then its behaviour at a laptop's size."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from models.generators.mmdit import PRESETS, MMDiT, TopBlocks
+from tests.fixtures.made_weights import made_input, made_state, parity_arrays, parity_keys, relative_error
+
+TINY = PRESETS["tiny"]
+EMPTIES = ("empty_clip_feat", "empty_sync_feat", "sync_pos_emb")
+STORED = ("empty_string_feat", "latent_mean", "latent_std")
+
+
+def shapes(model):
+    return {key: list(value.shape) for key, value in model.state_dict().items()}
+
+
+def on_meta(config):
+    with torch.device("meta"):
+        return MMDiT(config)
+
+
+def made_model(config=TINY):
+    """Model with made weights: unlike a fresh one, none of its gates is closed."""
+    model = MMDiT(config)
+    model.load_state_dict(made_state(shapes(model)))
+    return model
+
+
+def tiny_inputs(batch=2, latents=120, config=TINY):
+    clip, sync = config.condition_lengths(latents)
+    return {
+        "latent": made_input("latent", (batch, latents, config.latent_dim)),
+        "clip": made_input("clip", (batch, clip, config.clip_dim)),
+        "sync": made_input("sync", (batch, sync, config.sync_dim)),
+        "text": made_input("text", (batch, config.text_len, config.text_dim)),
+        "t": torch.linspace(0.2, 0.8, batch),
+    }
+
+
+@pytest.fixture(scope="module")
+def small_16k():
+    model = on_meta(PRESETS["small_16k"])
+    model.load_state_dict(made_state(parity_keys("mmdit_small_16k")), strict=True, assign=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return made_model().requires_grad_(False)
+
+
+def test_names_and_shapes_are_those_of_the_public_checkpoint():
+    keys = parity_keys("mmdit_small_16k")
+    assert len(keys) == 251
+    assert shapes(on_meta(PRESETS["small_16k"])) == keys
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "keys"),
+    [
+        ("small_16k", 157_283_644, 251),
+        ("small_44k", 157_409_144, 251),
+        ("medium_44k", 621_805_944, 251),
+        ("large_44k", 1_030_002_168, 416),
+        ("large_44k_v2", 1_030_575_608, 416),
+    ],
+)
+def test_parameter_counts_of_the_public_variants(preset, parameters, keys):
+    model = on_meta(PRESETS[preset])
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(model.state_dict()) == keys
+
+
+def test_second_release_has_an_activation_before_every_mlp():
+    names = shapes(on_meta(PRESETS["large_44k_v2"]))
+    for projection in ("audio", "clip", "sync", "text"):
+        assert f"{projection}_input_proj.2.w1.weight" in names
+    assert names["t_embed.mlp.0.weight"] == [896, 896]
+
+
+def test_preference_training_touches_the_top_only():
+    assert sum(p.numel() for p in on_meta(PRESETS["small_16k"]).top_parameters()) == 8_039_060
+
+
+@torch.no_grad()
+def test_agrees_with_the_public_model(small_16k):
+    shapes = {"latent": (2, 250, 20), "clip": (2, 64, 1024), "sync": (2, 192, 768), "text": (2, 77, 1024)}
+    latent, clip, sync, text = (made_input(name, shape) for name, shape in shapes.items())
+    expected = parity_arrays("mmdit_small_16k")
+    assert relative_error(small_16k(latent, clip, sync, text, torch.tensor([0.1, 0.7])), expected["flow"]) < 1e-5
+    guided = small_16k.guided_flow(latent, torch.full((2,), 0.3), clip, sync, text, strength=4.5)
+    assert relative_error(guided, expected["cfg_flow"]) < 1e-5
+
+
+@pytest.mark.parametrize(("preset", "rate", "hop"), [("small_16k", 16_000, 256), ("small_44k", 44_100, 512)])
+@pytest.mark.parametrize("seconds", range(2, 21))
+def test_condition_lengths_are_those_of_mmaudio(preset, rate, hop, seconds):
+    windows = (25 * seconds - 16) // 8 + 1
+    assert PRESETS[preset].condition_lengths(math.ceil(seconds * rate / hop / 2)) == (8 * seconds, 8 * windows)
+
+
+@pytest.mark.parametrize(("latents", "lengths"), [(120, (24, 96)), (80, (16, 64)), (1, (1, 32))])
+def test_condition_lengths_without_overlapping_windows(latents, lengths):
+    assert TINY.condition_lengths(latents) == lengths
+
+
+def test_first_flow_is_exactly_zero_and_trains_the_output_first():
+    model = MMDiT(TINY)
+    flow = model(**tiny_inputs())
+    assert torch.equal(flow, torch.zeros(2, 120, 16))
+    (flow - 1).square().mean().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == {"final_layer.conv.weight", "final_layer.conv.bias"}
+
+
+def test_one_trunk_serves_two_tops_exactly(tiny):
+    reference = TopBlocks.copy_of(tiny)
+    policy = copy.deepcopy(tiny)
+    for parameter in policy.top_parameters():
+        parameter.data.mul_(1.1)
+    flow, state = policy(**tiny_inputs(), return_state=True)
+    assert torch.equal(flow, policy(**tiny_inputs()))
+    assert torch.equal(reference(state), tiny(**tiny_inputs()))
+    assert not torch.allclose(flow, reference(state), atol=1e-3)
+
+
+def test_preference_gradients_stop_at_the_trunk():
+    model = made_model().requires_grad_(False)
+    reference = TopBlocks.copy_of(model)
+    for parameter in model.top_parameters():
+        parameter.requires_grad_(True)
+    flow, state = model(**tiny_inputs(), return_state=True)
+    assert not state.latent.requires_grad
+    assert not reference(state).requires_grad
+    flow.square().mean().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith(("fused_blocks.1.", "final_layer."))}
+
+
+def test_dropped_conditions_equal_missing_ones_sample_by_sample(tiny):
+    inputs = tiny_inputs()
+    kept, no_video, no_text = tiny(**inputs), tiny(**{**inputs, "clip": None, "sync": None}), tiny(**{**inputs, "text": None})
+    first = torch.tensor([True, False])
+    torch.testing.assert_close(tiny(**inputs, drop_video=first), torch.stack((no_video[0], kept[1])))
+    torch.testing.assert_close(tiny(**inputs, drop_text=~first), torch.stack((kept[0], no_text[1])))
+    assert relative_error(no_video, kept) > 0.1
+    assert relative_error(no_text, kept) > 0.01
+
+
+def test_masks_without_their_condition_change_nothing(tiny):
+    inputs = {**tiny_inputs(), "clip": None, "sync": None, "text": None}
+    drop = torch.tensor([True, False])
+    assert torch.equal(tiny(**inputs, drop_video=drop, drop_text=drop), tiny(**inputs))
+
+
+def test_dropped_samples_send_gradients_to_the_empties_only():
+    model, inputs = made_model(), tiny_inputs()
+    conditions = [inputs[name].requires_grad_() for name in ("clip", "sync", "text")]
+    drop = torch.tensor([True, False])
+    model(**inputs, drop_video=drop, drop_text=drop).square().mean().backward()
+    for condition in conditions:
+        assert condition.grad[0].abs().sum() == 0
+        assert condition.grad[1].abs().sum() > 0
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(gradients.pop(name) is None for name in STORED)
+    # Nobody reads what frames and text attend to in the last joint block.
+    idle = {f"joint_blocks.1.{stream}_block.attn.q_norm.weight" for stream in ("clip", "text")}
+    assert {name for name, gradient in gradients.items() if gradient is None or gradient.abs().sum() == 0} == idle
+
+
+def test_keeping_every_sample_still_holds_the_empties_in_the_graph():
+    """Otherwise a data-parallel step whose masks differ between ranks would wait for gradients that never come."""
+    model = made_model()
+    model(**tiny_inputs(), drop_video=torch.zeros(2, dtype=torch.bool)).mean().backward()
+    for name in EMPTIES[:2]:
+        assert model.get_parameter(name).grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("latents", [40, 80, 120, 157])
+def test_any_duration(tiny, latents):
+    flow = tiny(**tiny_inputs(latents=latents))
+    assert flow.shape == (2, latents, 16)
+    assert flow.isfinite().all()
+    lonely = tiny(made_input("latent", (2, latents, 16)), None, None, None, torch.tensor([0.1, 0.2]))
+    assert lonely.shape == (2, latents, 16)
+
+
+def test_synchrony_reaches_its_own_moment(tiny):
+    inputs = tiny_inputs()
+    _, state = tiny(**inputs, return_state=True)
+    inputs["sync"][:, 64:] += 1
+    _, later = tiny(**inputs, return_state=True)
+    changed = (state.condition - later.condition).abs().sum(dim=(0, 2)) > 0
+    # 96 tokens over 120 latents; convolutions of 7, 3 and 3 look five tokens back from token 64.
+    assert changed.nonzero().min().item() == pytest.approx((64 - 5) * 120 / 96, abs=1)
+    assert changed[80:].all()
+
+
+def test_position_embedding_repeats_in_every_group(tiny):
+    model, inputs = copy.deepcopy(tiny), tiny_inputs()
+    model.sync_pos_emb.data.normal_(generator=torch.Generator().manual_seed(0))
+    shifted = copy.deepcopy(model)
+    shifted.sync_pos_emb.data.zero_()
+    added = inputs["sync"] + model.sync_pos_emb.flatten(0, 2).repeat(3, 1)
+    torch.testing.assert_close(model(**inputs), shifted(**{**inputs, "sync": added}))
+
+
+def test_final_layer_takes_the_global_condition_unless_told(tiny):
+    extended = MMDiT(dataclasses.replace(TINY, final_layer_extended_condition=True))
+    extended.load_state_dict(tiny.state_dict())
+    flow, state = tiny(**tiny_inputs(), return_state=True)
+    other_flow, other = extended(**tiny_inputs(), return_state=True)
+    assert state.final_condition.shape == (2, 1, 64)
+    assert torch.equal(other.final_condition, state.condition)
+    assert not torch.allclose(flow, other_flow, atol=1e-3)
+
+
+def test_guidance_extrapolates_from_the_unconditional_flow(tiny):
+    inputs, negative = tiny_inputs(), made_input("negative", (2, 1, 16))
+    conditions = {name: inputs[name] for name in ("clip", "sync", "text")}
+    conditional = tiny(**inputs)
+    unconditional = tiny(inputs["latent"], None, None, None, inputs["t"])
+    against = tiny(inputs["latent"], None, None, negative, inputs["t"])
+    guided = {s: tiny.guided_flow(inputs["latent"], inputs["t"], **conditions, strength=s) for s in (0.5, 1.0, 3.0)}
+    assert torch.equal(guided[0.5], conditional) and torch.equal(guided[1.0], conditional)
+    torch.testing.assert_close(guided[3.0], 3 * conditional - 2 * unconditional)
+    repelled = tiny.guided_flow(inputs["latent"], inputs["t"], **conditions, strength=3.0, negative_text=negative)
+    torch.testing.assert_close(repelled, 3 * conditional - 2 * against)
+
+
+def test_empties_of_guidance_are_as_long_as_the_conditions(tiny):
+    inputs = tiny_inputs()
+    inputs["clip"] = made_input("clip", (2, 10, 512))
+    everyone = torch.ones(2, dtype=torch.bool)
+    expected = 2 * tiny(**inputs) - tiny(**inputs, drop_video=everyone, drop_text=everyone)
+    latent, t = inputs.pop("latent"), inputs.pop("t")
+    torch.testing.assert_close(tiny.guided_flow(latent, t, **inputs, strength=2.0), expected)
+
+
+def test_latent_statistics():
+    model, latent = MMDiT(TINY), made_input("latent", (2, 5, 16))
+    mean, std = torch.arange(16.0), torch.arange(16.0) + 1
+    model.set_latent_stats(mean, std)
+    torch.testing.assert_close(model.normalise(latent), (latent - mean) / std)
+    torch.testing.assert_close(model.unnormalise(model.normalise(latent)), latent)
+    assert not model.latent_mean.requires_grad and not model.latent_std.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (torch.zeros(8), torch.ones(16), r"latent mean has shape \(8,\): give one finite value for each of 16 channels"),
+        (torch.zeros(16), torch.full((16,), torch.nan), "latent std has shape"),
+        (torch.zeros(16), torch.zeros(16), "minimum of 0: every channel must vary"),
+    ],
+)
+def test_unusable_latent_statistics(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        MMDiT(TINY).set_latent_stats(mean, std)
+
+
+def test_bfloat16_stays_close(tiny):
+    inputs = {name: value if name == "t" else value.bfloat16() for name, value in tiny_inputs().items()}
+    flow = copy.deepcopy(tiny).bfloat16()(**inputs)
+    assert flow.dtype == torch.bfloat16
+    assert relative_error(flow.float(), tiny(**tiny_inputs())) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("latent", (2, 120, 20), r"latent has shape \(2, 120, 20\): give \(2, length, 16\)"),
+        ("clip", (3, 24, 512), r"clip has shape \(3, 24, 512\): give \(2, length, 512\)"),
+        ("sync", (2, 90, 128), "sync has 90 tokens: give a multiple of sync_group = 32"),
+        ("text", (2, 5, 16), "text has 5 tokens: pad or cut it to text_len = 1"),
+    ],
+)
+def test_inputs_of_a_wrong_shape(tiny, name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**{**tiny_inputs(), name: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip_dim": 0}, "MMDiTConfig.clip_dim is 0: give a positive value"),
+        ({"heads": 3}, "MMDiTConfig.hidden is 64: give a multiple of 2 x heads = 6"),
+        ({"depth": 2}, "MMDiTConfig.depth is 2: give more than fused_depth = 2"),
+        ({"sync_len": 90}, "MMDiTConfig.sync_len is 90: give a multiple of sync_group = 32"),
+        ({"sync_margin": -1}, "MMDiTConfig.sync_margin is -1: give 0 or more groups"),
+    ],
+)
+def test_impossible_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **change)

@@ -1,0 +1,168 @@
+"""Equations 3-5 of MultiSoundGen on numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.objectives.flow_dpo import (
+    AVPRPOLoss,
+    RunningScale,
+    bottom_quartile_score,
+    flow_dpo_loss,
+    loss_normalisation,
+    segment_score,
+)
+
+
+def losses(*rows):
+    return [torch.tensor(row, requires_grad=True) for row in rows]
+
+
+def test_equal_policy_and_reference_lose_ln_two():
+    win, lose = torch.tensor([0.3, 0.8]), torch.tensor([0.5, 0.4])
+    result = flow_dpo_loss(win, lose, win, lose, beta=1000)
+    assert result.loss.item() == pytest.approx(math.log(2))
+    assert (result.margin.item(), result.accuracy.item()) == (0.0, 0.0)
+
+
+def test_loss_by_hand():
+    result = flow_dpo_loss(*losses([0.30, 0.50], [0.45, 0.40], [0.32, 0.45], [0.44, 0.41]), beta=10)
+    # Margins: (0.32 - 0.44) - (0.30 - 0.45) = 0.03 and (0.45 - 0.41) - (0.50 - 0.40) = -0.06.
+    assert result.margin.item() == pytest.approx(-0.015, rel=1e-5)
+    assert result.accuracy.item() == 0.5
+    assert result.loss.item() == pytest.approx((math.log1p(math.exp(-0.3)) + math.log1p(math.exp(0.6))) / 2, rel=1e-5)
+
+
+@given(st.lists(st.floats(0, 2, width=32), min_size=4, max_size=4), st.floats(0.1, 4000))
+def test_half_of_tangoflux_beta(values, beta):
+    win, lose, ref_win, ref_lose = (torch.tensor([value], dtype=torch.float64) for value in values)
+    inside = -0.5 * beta * ((win - lose) - (ref_win - ref_lose))
+    tangoflux = -torch.nn.functional.logsigmoid(inside).mean()
+    torch.testing.assert_close(flow_dpo_loss(win, lose, ref_win, ref_lose, beta=0.5 * beta).loss, tangoflux)
+
+
+def test_gradient_lowers_the_winner_and_raises_the_loser():
+    win, lose, ref_win, ref_lose = losses([0.3], [0.5], [0.3], [0.5])
+    flow_dpo_loss(win, lose, ref_win, ref_lose, beta=10).loss.backward()
+    assert win.grad.item() == pytest.approx(5.0) and lose.grad.item() == pytest.approx(-5.0)
+
+
+def test_log_sigmoid_does_not_overflow():
+    result = flow_dpo_loss(*losses([9.0], [0.0], [0.0], [9.0]), beta=4000)
+    assert result.loss.item() == pytest.approx(72_000)
+
+
+@pytest.mark.parametrize(("segments", "count"), [(1, 1), (3, 1), (6, 1), (7, 1), (8, 2), (11, 2), (14, 3)])
+def test_bottom_quartile_averages_the_smallest(segments, count):
+    similarities = torch.arange(segments, dtype=torch.float32)
+    shuffled = similarities[torch.randperm(segments, generator=torch.Generator().manual_seed(0))]
+    scores = bottom_quartile_score(torch.stack((shuffled, -shuffled)))
+    assert scores.tolist() == pytest.approx([(count - 1) / 2, (count - 1) / 2 - segments + 1])
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=16))
+def test_scores_are_ordered(values):
+    similarities = torch.tensor([values])
+    low, quartile, mean = (segment_score(similarities, kind).item() for kind in ("min", "bottom_quartile", "mean"))
+    assert low <= quartile + 1e-6 <= mean + 2e-6
+    if len(values) < 8:
+        assert quartile == low == min(values)
+
+
+def test_segment_score_refusals():
+    with pytest.raises(ValueError, match='"median" is unknown: choose one of bottom_quartile, mean, min'):
+        segment_score(torch.zeros(1, 4), "median")
+    with pytest.raises(ValueError, match="no segment to score"):
+        segment_score(torch.zeros(2, 0))
+
+
+@given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20))
+def test_running_scale_stays_within_one(values):
+    scale = RunningScale(decay=0.9)
+    assert all(0 <= scale(torch.tensor(value)).item() <= 1 for value in values)
+
+
+def test_running_scale_divides_by_the_maximum_without_touching_directions():
+    scale = RunningScale(decay=1.0)
+    assert scale(torch.tensor(4.0)).item() == 1.0
+    weights = torch.tensor([1.0, 2.0], requires_grad=True)
+    scaled = scale((weights * torch.tensor([0.2, 0.4])).sum())
+    scaled.backward()
+    assert scaled.item() == pytest.approx(0.25)
+    assert weights.grad.tolist() == pytest.approx([0.05, 0.1])
+    assert scale.state_dict()["maximum"].item() == 4.0
+
+
+def test_running_scale_forgets_a_spike():
+    scale = RunningScale(decay=0.5)
+    outputs = [scale(torch.tensor(value)).item() for value in (8.0, 1.0, 1.0, 1.0)]
+    assert outputs == [1.0, 0.25, 0.5, 1.0]
+
+
+def test_running_scale_survives_a_broken_step_and_leaves_validation_alone():
+    scale = RunningScale(decay=1.0)
+    scale(torch.tensor(2.0))
+    for broken in (math.nan, math.inf):
+        assert not scale(torch.tensor(broken)).isfinite()
+    scale.eval()
+    assert scale(torch.tensor(5.0)).item() == 1.0
+    assert scale.maximum.item() == 2.0
+    with pytest.raises(ValueError, match="decay is 0"):
+        RunningScale(decay=0)
+
+
+@pytest.mark.parametrize(("kind", "value", "gradient"), [("running_max", 1.0, 0.5), ("detached", 1.0, 0.5), ("none", 2.0, 1.0)])
+def test_normalisations(kind, value, gradient):
+    loss = torch.tensor(2.0, requires_grad=True)
+    scaled = loss_normalisation(kind)(loss)
+    scaled.backward()
+    assert (scaled.item(), loss.grad.item()) == (value, gradient)
+
+
+def test_a_zero_loss_has_no_infinite_share():
+    assert loss_normalisation("running_max")(torch.tensor(0.0)).item() == 0.0
+    assert loss_normalisation("detached")(torch.tensor(0.0)).item() == 0.0
+
+
+def test_unknown_normalisation():
+    with pytest.raises(ValueError, match='"minmax" is unknown: choose one of running_max, detached, none'):
+        loss_normalisation("minmax")
+
+
+def test_avp_rpo_adds_both_terms():
+    rows = [0.30, 0.50], [0.45, 0.40], [0.32, 0.45], [0.44, 0.41]
+    dpo = flow_dpo_loss(*losses(*rows), beta=10)
+    plain = AVPRPOLoss(beta=10, normalisation="none")(*losses(*rows))
+    assert plain["loss"].item() == pytest.approx(dpo.loss.item() + 0.4)
+    assert plain["flow_win"].item() == pytest.approx(0.4)
+    assert (plain["margin"], plain["accuracy"], plain["dpo"]) == (dpo.margin, dpo.accuracy, dpo.loss)
+    assert AVPRPOLoss(beta=10)(*losses(*rows))["loss"].item() == pytest.approx(2.0)
+
+
+def test_avp_rpo_resumes_its_scales():
+    first, second = AVPRPOLoss(beta=10), AVPRPOLoss(beta=10)
+    first(*losses([0.3], [0.4], [0.3], [0.5]))
+    second.load_state_dict(first.state_dict())
+    later = [0.2], [0.5], [0.3], [0.5]
+    assert torch.equal(first(*losses(*later))["loss"], second(*losses(*later))["loss"])
+    with pytest.raises(ValueError, match="beta is 0"):
+        AVPRPOLoss(beta=0)
+
+
+def _scale_on_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    scale = RunningScale()
+    scaled = scale(torch.tensor(1.0 if rank == 0 else 4.0))
+    torch.save((scaled, scale.maximum), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_share_one_maximum(tmp_path):
+    mp.spawn(_scale_on_rank, args=(str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [(scaled.item(), maximum.item()) for scaled, maximum in results] == [(0.25, 4.0), (1.0, 4.0)]
