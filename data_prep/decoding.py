@@ -19,7 +19,7 @@ from data_prep.index import Entry, ShardError
 from data_prep.media import decode_audio, decode_frames
 
 Sample = dict[str, Any]
-_PCM_SCALE = 32768
+_PCM_SCALE = 32767
 
 
 @dataclass(kw_only=True)
@@ -191,7 +191,7 @@ def _filled(values: torch.Tensor, length: int | None, filler: torch.Tensor) -> t
 
 
 def _packed(waveform: torch.Tensor) -> torch.Tensor:
-    samples = (waveform * _PCM_SCALE).round().clamp(-_PCM_SCALE, _PCM_SCALE - 1).to(torch.int16)
+    samples = (waveform * _PCM_SCALE).round().clamp(-_PCM_SCALE, _PCM_SCALE).to(torch.int16)
     return samples if torch.equal(_unpacked(samples), waveform) else waveform
 
 

@@ -1,61 +1,63 @@
-"""Which clips are kept: each rule has a name that the sidecar records."""
+"""Which clips to keep: each rule has a name, which is the reason the sidecar gives for a clip that was dropped."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-WINDOW = 0.05
-"""Silence is judged in windows of this many seconds."""
-FLOOR_DB = -120.0
-"""Level given to digital silence, dBFS."""
+DROPPED = {
+    "no_audio": "the file has no audio stream",
+    "too_short": "less than ClipFormat.min_seconds is left of it",
+    "silent": "its root mean square level is below FilterConfig.min_loudness",
+    "mostly_silent": "more than FilterConfig.max_silence of it is silence",
+    "still": "its picture moves less than FilterConfig.min_motion",
+    "small": "its picture is smaller than FilterConfig.min_side",
+    "slow": "it has fewer pictures a second than FilterConfig.min_fps",
+    "out_of_step": "its sound and picture begin more than FilterConfig.max_offset apart",
+}
+"""Reasons that speak of the content; any other reason means that the clip could not be made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Thresholds of the keep-or-drop rules."""
+    """Bounds of the rules. Public collections hold silent, still and mute clips; what to drop is the project's own choice."""
 
-    min_seconds: float = 1.0
-    """Shorter clips are dropped as `too_short`."""
-    silent_db: float = -55.0
-    """A clip whose loudest window stays below this (dBFS, RMS) is dropped as `silent`."""
-    max_silence: float = 0.95
-    """A clip of which more than this share lies below `silent_db` is dropped as `mostly_silent`."""
+    min_loudness: float = -60.0
+    """dBFS, root mean square over the clip."""
+    max_silence: float = 0.9
+    """Share of 50 ms stretches below ClipFormat.silence_dbfs; 1 keeps all."""
+    min_motion: float = 0.0
+    """Mean change of a pixel from frame to frame, of 1; 0 keeps all. A compressed still picture has about 0.0005."""
+    min_side: int = 0
+    """Pixels of the shorter side of the source; 0 keeps all."""
+    min_fps: float = 0.0
+    """Pictures per second of the source; 0 keeps all."""
+    max_offset: float | None = None
+    """Seconds between the beginnings of the source's sound and picture; None keeps all."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class SoundStats:
-    """What the filters look at; kept in the sidecar for every clip, so that a subset can be chosen later without a new pass."""
-
-    loudness: float
-    """RMS over the clip, dBFS."""
-    peak: float
-    """Loudest window's RMS, dBFS."""
-    silence: float
-    """Share of windows below `silent_db`."""
-
-
-def measure(waveform: np.ndarray, sample_rate: int, config: FilterConfig) -> SoundStats:
-    """Levels of a waveform (N,) in [-1, 1]."""
-    size = max(1, round(WINDOW * sample_rate))
-    windows = waveform[:len(waveform) // size * size].reshape(-1, size) if len(waveform) >= size else waveform[None]
-    levels = decibels(np.sqrt(np.mean(np.square(windows, dtype=np.float64), axis=1)))
-    loudness = float(decibels(np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))))
-    return SoundStats(loudness=loudness, peak=float(levels.max()), silence=float(np.mean(levels < config.silent_db)))
+    def __post_init__(self):
+        if not 0 <= self.max_silence <= 1:
+            raise ValueError(f"FilterConfig.max_silence is {self.max_silence}: choose a share from 0 to 1")
+        if self.min_loudness > 0:
+            raise ValueError(f"FilterConfig.min_loudness is {self.min_loudness} dBFS: full scale is 0, choose a value below")
+        for name in ("min_motion", "min_side", "min_fps", "max_offset"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"FilterConfig.{name} is {getattr(self, name)}: it must not be negative")
 
 
-def decibels(amplitude: np.ndarray) -> np.ndarray:
-    """dBFS of an amplitude, at least FLOOR_DB."""
-    return np.maximum(20 * np.log10(np.maximum(amplitude, 1e-12)), FLOOR_DB)
-
-
-def verdict(duration: float, has_audio: bool, stats: SoundStats | None, config: FilterConfig) -> str | None:
-    """The name of the first rule that drops the clip, or None where it is kept."""
-    if duration < config.min_seconds - 1e-6:
-        return "too_short"
-    if not has_audio or stats is None:
-        return "no_audio"
-    if stats.peak < config.silent_db:
+def verdict(stats: Mapping[str, Any], config: FilterConfig) -> str | None:
+    """The first rule that a clip breaks, None to keep it; `stats` are the measurements of `media.EncodedClip.columns`."""
+    if stats["loudness"] < config.min_loudness:
         return "silent"
-    return "mostly_silent" if stats.silence > config.max_silence else None
+    if stats["silence"] > config.max_silence:
+        return "mostly_silent"
+    if stats["motion"] < config.min_motion:
+        return "still"
+    if stats["source_side"] < config.min_side:
+        return "small"
+    if stats["source_fps"] < config.min_fps:
+        return "slow"
+    if config.max_offset is not None and abs(stats["av_offset"]) > config.max_offset:
+        return "out_of_step"
+    return None

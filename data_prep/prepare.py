@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from data_prep.filters import FilterConfig, SoundStats, measure, verdict
+from data_prep.filters import DROPPING_REASONS, FilterConfig, verdict
 from data_prep.index import ShardSet, build_index
 from data_prep.manifest import ManifestRow, manifest_hash, read_manifest
-from data_prep.media import ClipError, ClipFormat, EncodedClip, transcode
+from data_prep.media import ClipError, ClipFormat, transcode
 from data_prep.shards import ShardWriter, shard_name
 from data_prep.storage import Folder
 
@@ -183,11 +183,10 @@ def make_clip(row: ManifestRow, config: PrepareConfig) -> Outcome:
     try:
         clip = transcode(row.source, row.start, row.end, config.format)
     except ClipError as error:
-        return Outcome("failed", error.reason, columns | {"message": str(error)})
-    stats = measure(clip.waveform, config.format.sample_rate, config.filters) if clip.flac else None
-    columns |= _measured(clip, stats, config)
-    reason = verdict(clip.duration, bool(clip.flac), stats, config.filters)
-    if reason:
+        status = "dropped" if error.reason in DROPPING_REASONS else "failed"
+        return Outcome(status, error.reason, columns | {"message": str(error)})
+    columns |= clip.columns()
+    if reason := verdict(columns, config.filters):
         return Outcome("dropped", reason, columns)
     described = {"key": row.key, **columns, "extra": row.extra}
     return Outcome("ok", None, columns, {"mp4": clip.mp4, "flac": clip.flac, "json": json.dumps(described, sort_keys=True).encode()})
@@ -197,9 +196,3 @@ def row_columns(row: ManifestRow) -> dict[str, Any]:
     """The manifest's part of a sidecar row."""
     columns = asdict(row) | {"extra": json.dumps(row.extra, sort_keys=True)}
     return {name: value for name, value in columns.items() if name not in ("key", "split")}
-
-
-def _measured(clip: EncodedClip, stats: SoundStats | None, config: PrepareConfig) -> dict[str, Any]:
-    levels = asdict(stats) if stats else {}
-    return levels | {"duration": clip.duration, "fps": config.format.fps, "width": clip.width, "height": clip.height,
-                     "sample_rate": config.format.sample_rate, "channels": clip.channels, "av_offset": clip.av_offset}

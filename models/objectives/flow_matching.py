@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 
-def sample_time(
-    count: int,
-    kind: str = "logit_normal",
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Times (count,) in (0, 1), float32: "logit_normal" is sigmoid(N(0, 1)), as MMAudio trains; "uniform" weighs all times alike."""
+def flow_time(quantile: Tensor, kind: str = "logit_normal") -> Tensor:
+    """Times in (0, 1), float32, of uniform `quantile`s in [0, 1).
+
+    "logit_normal" is sigmoid(N(0, 1)), as MMAudio trains; "uniform" weighs all times alike. Taking quantiles leaves the caller free to
+    stratify them, or to draw them from the clip's position in the stream.
+    """
+    quantile = quantile.float().clamp(1e-6, 1 - 1e-6)
     if kind == "logit_normal":
-        return torch.randn(count, generator=generator, device=device, dtype=torch.float32).sigmoid()
+        return torch.special.ndtri(quantile).sigmoid()
     if kind == "uniform":
-        return torch.rand(count, generator=generator, device=device, dtype=torch.float32)
+        return quantile
     raise ValueError(f'time distribution "{kind}" is unknown: choose "logit_normal" or "uniform"')
 
 

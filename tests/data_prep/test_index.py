@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import uuid
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from data_prep import storage
+from data_prep.index import Member, ShardError, ShardSet, build_index, statistics, verify
+from data_prep.shards import ShardWriter
+
+CLIPS = (4, 0, 7)
+
+
+def write(url, clips=CLIPS, members=("mp4", "flac"), missing=(), splits=None, seed=0):
+    source = random.Random(seed)
+    for number, count in enumerate(clips):
+        with ShardWriter(url, number, split=(splits or {}).get(number, "train")) as writer:
+            for i in range(count):
+                key = f"clip-{number}-{i}"
+                data = {name: source.randbytes(300 + 7 * i) for name in members}
+                if key in missing:
+                    writer.skip(key, "failed", "no_audio", labels=[])
+                else:
+                    writer.add(key, data, labels=["dog"] if i % 2 else ["dog", "rain"], duration=1.8, fps=25)
+                writer.skip(f"quiet-{number}-{i}", "dropped", "silent", labels=[])
+    return url
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    return tmp_path / "set" if request.param == "local" else f"memory://{uuid.uuid4().hex}/set"
+
+
+def expected(clips=CLIPS, members=("mp4", "flac"), seed=0):
+    source = random.Random(seed)
+    return {(n, i): {name: source.randbytes(300 + 7 * i) for name in members} for n, count in enumerate(clips) for i in range(count)}
+
+
+def test_every_clip_is_read_back(url):
+    built = build_index(write(url), {"fps": 25}, expected=3)
+    opened = ShardSet.open(url)
+    assert opened.hash == built.hash and opened.settings == {"fps": 25} and len(opened) == 11 and opened.counts.tolist() == [4, 0, 7]
+    for (shard, row), members in expected().items():
+        entry = opened.entry(shard, row)
+        assert entry.key == f"clip-{shard}-{row}" and entry.columns["duration"] == 1.8 and entry.columns["labels"][0] == "dog"
+        assert opened.read(shard, row) == members
+        assert opened.read(shard, row, ["flac"]) == {"flac": members["flac"]}
+    assert opened.entry(0, 0).members == {"mp4": Member(512, 300, opened.entry(0, 0).members["mp4"].crc32),
+                                          "flac": Member(1536, 300, opened.entry(0, 0).members["flac"].crc32)}  # fmt: skip
+
+
+def test_index_files_say_what_there_is(tmp_path):
+    build_index(write(tmp_path), {"fps": 25})
+    dataset = json.loads((tmp_path / "dataset.json").read_text())
+    sizes = [(tmp_path / f"shard-00000{n}.tar").stat().st_size for n in range(3)]
+    assert {**dataset, "hash": 0} == {"settings": {"fps": 25}, "shards": 3, "clips": 11, "rows": 22, "bytes": sum(sizes), "hash": 0}
+    index = pq.read_table(tmp_path / "index.parquet").to_pylist()
+    assert [(row["name"], row["split"], row["clips"], row["rows"], row["bytes"]) for row in index] == [
+        ("shard-000000", "train", 4, 8, sizes[0]), ("shard-000001", "", 0, 0, sizes[1]), ("shard-000002", "train", 7, 14, sizes[2])]  # fmt: skip
+
+
+def test_hash_follows_the_contents_alone(tmp_path):
+    first = build_index(write(tmp_path / "a"), {"fps": 25}).hash
+    assert build_index(write(tmp_path / "b"), {"fps": 25}).hash == first
+    assert build_index(tmp_path / "b", {"fps": 24}).hash != first
+    for change in ({"seed": 1}, {"clips": (4, 0, 6)}, {"missing": ("clip-2-6",)}):
+        assert build_index(write(tmp_path / str(change), **change), {"fps": 25}).hash != first
+    table = pq.read_table(tmp_path / "a" / "shard-000002.parquet")
+    pq.write_table(table, tmp_path / "a" / "shard-000002.parquet", compression="none", row_group_size=3)
+    assert build_index(tmp_path / "a", {"fps": 25}).hash == first
+
+
+def test_a_split_is_a_set_of_its_own(tmp_path):
+    whole = build_index(write(tmp_path, splits={2: "test"}), {})
+    test = ShardSet.open(tmp_path, split="test")
+    assert [info.name for info in test.shards] == ["shard-000002"] and len(test) == 7 and test.hash != whole.hash
+    assert test.read(0, 3) == whole.read(2, 3) == expected()[2, 3]
+    with pytest.raises(ShardError, match=r"no shards of split 'val'; it has \['', 'test', 'train'\]|no shards of split 'val'"):
+        ShardSet.open(tmp_path, split="val")
+
+
+def test_missing_and_foreign_shards_are_named(tmp_path):
+    with pytest.raises(ShardError, match="no shards here"):
+        build_index(tmp_path, {})
+    with pytest.raises(ShardError, match="no index here; build it with `foleyscale prep index"):
+        ShardSet.open(tmp_path)
+    write(tmp_path)
+    with pytest.raises(ShardError, match="2 of 5 shards missing: shard-000003, shard-000004"):
+        build_index(tmp_path, {}, expected=5)
+    with pytest.raises(ShardError, match="shard-000002 do not belong to a data set of 2 shards"):
+        build_index(tmp_path, {}, expected=2)
+
+
+def test_a_tar_that_is_gone_or_cut_is_refused_by_the_index(tmp_path):
+    write(tmp_path)
+    tar = tmp_path / "shard-000002.tar"
+    os.truncate(tar, 2000)
+    with pytest.raises(ShardError, match=r"shard-000002\.tar: cut short at 2000 of \d+ bytes"):
+        build_index(tmp_path, {})
+    tar.unlink()
+    with pytest.raises(ShardError, match="missing beside its sidecar; remove shard-000002.parquet"):
+        build_index(tmp_path, {})
+
+
+def test_damage_is_found_and_named_and_stays_with_its_clip(tmp_path):
+    shards = build_index(write(tmp_path), {})
+    member = shards.entry(2, 3).members["flac"]
+    with open(tmp_path / "shard-000002.tar", "r+b") as file:
+        file.seek(member.offset + 9)
+        file.write(b"\0damage\0")
+    with pytest.raises(ShardError, match="clip clip-2-3 has a damaged flac") as caught:
+        shards.read(2, 3)
+    assert (caught.value.shard, caught.value.key, caught.value.reason) == ("shard-000002", "clip-2-3", "bad_crc")
+    assert shards.read(2, 3, ["mp4"]) and all(shards.read(2, row) for row in (0, 1, 2, 4, 5, 6))
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.reason) == (str(caught.value), "bad_crc")
+    assert verify(tmp_path) == ["shard-000002.tar: clip-2-3.flac: damaged: its crc32 is not the sidecar's"]
+    os.truncate(tmp_path / "shard-000002.tar", member.offset + 5)
+    with pytest.raises(ShardError, match="ends after 5 of the 321 bytes of flac") as caught:
+        shards.read(2, 3)
+    assert caught.value.reason == "truncated"
+
+
+def test_verify_names_each_problem(tmp_path):
+    shards = build_index(write(tmp_path), {})
+    assert verify(tmp_path) == []
+    first = shards.entry(0, 1).members["mp4"]
+    with open(tmp_path / "shard-000000.tar", "r+b") as file:
+        file.seek(first.offset - 512)
+        file.write(b"other")
+    (tmp_path / "shard-000007.tar").write_bytes(b"")
+    (tmp_path / "shard-000001.tar").unlink()
+    problems = verify(tmp_path)
+    assert problems[0] == "shard-000007.tar: no sidecar, so the shard was not finished"
+    assert problems[1] == "shard-000000.tar: clip-0-1.mp4: bad tar header (bad checksum)"
+    assert problems[2] == "shard-000001.tar: missing beside its sidecar"
+    assert "remove shard-000001.parquet and write the shard again" in problems[3] and len(problems) == 4
+
+
+def test_verify_finds_a_sidecar_that_disagrees_and_an_old_index(tmp_path):
+    build_index(write(tmp_path / "a"), {})
+    write(tmp_path / "b", clips=(5,), seed=3)
+    (tmp_path / "b" / "shard-000000.parquet").rename(tmp_path / "a" / "shard-000000.parquet")
+    problems = verify(tmp_path / "a")
+    assert any("crc32" in problem for problem in problems) and problems[-1] == "index.parquet: out of date for shard-000000; build it again"
+    (tmp_path / "a" / "shard-000002.parquet").write_bytes(b"junk")
+    assert any("shard-000002.parquet: not a readable sidecar" in problem for problem in verify(tmp_path / "a"))
+
+
+def test_statistics_count_clips_reasons_and_labels(tmp_path):
+    write(tmp_path, missing=("clip-0-1",), splits={2: "test"})
+    found = statistics(tmp_path)
+    assert found.pop("bytes") == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert found.pop("hours") == pytest.approx(10 * 1.8 / 3600)
+    assert found == {"shards": 3, "rows": 22, "clips": 10, "dropped": {"silent": 11}, "failed": {"no_audio": 1},
+                     "splits": {"test": 7, "train": 3}, "labels": {"dog": 10, "rain": 6}}  # fmt: skip
+
+
+def test_layers_add_members_and_the_first_set_decides(tmp_path):
+    clips = build_index(write(tmp_path / "clips"), {})
+    features = build_index(write(tmp_path / "features", members=("latent.npy",), missing=("clip-2-1",), seed=5), {})
+    joined = clips.with_layer(features)
+    wanted = expected(members=("latent.npy",), seed=5)
+    assert joined.read(2, 4) == expected()[2, 4] | wanted[2, 4]
+    assert joined.read(2, 2, ["latent.npy"]) == wanted[2, 2]
+    assert joined.read(2, 1, ["mp4"]) == {"mp4": expected()[2, 1]["mp4"]}
+    for names in (None, ["latent.npy"]):
+        with pytest.raises(ShardError, match="clip-2-1") as caught:
+            joined.read(2, 1, names)
+        assert caught.value.reason == "missing_member"
+    assert len(joined) == len(clips) and joined.hash not in (clips.hash, features.hash)
+    again = pickle.loads(pickle.dumps(joined))
+    assert again.hash == joined.hash and again.read(0, 0) == joined.read(0, 0)
+    part = joined.select([2])
+    assert len(part) == 7 and part.read(0, 4) == joined.read(2, 4)
+
+
+def test_layers_that_do_not_fit_are_refused(tmp_path):
+    clips = build_index(write(tmp_path / "clips"), {})
+    with pytest.raises(ShardError, match="lacks shard-000002 of"):
+        clips.with_layer(build_index(write(tmp_path / "short", clips=(4, 0), members=("x.npy",)), {}))
+    with pytest.raises(ValueError, match="member 'mp4' is in .*clips and in .*same"):
+        clips.with_layer(build_index(write(tmp_path / "same"), {}))
+
+
+def test_only_some_shards_stay_open(tmp_path):
+    shards = ShardSet(build_index(write(tmp_path, clips=(1,) * 30), {})._layers, open_shards=4)
+    before = len(os.listdir("/proc/self/fd"))
+    for shard in range(30):
+        shards.read(shard, 0)
+    assert len(os.listdir("/proc/self/fd")) - before == 4
+    shards = pickle.loads(pickle.dumps(shards))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(pickle.dumps(shards)) < 10_000
+
+
+def test_a_set_read_before_a_fork_is_read_after_it(tmp_path):
+    shards = build_index(write(tmp_path), {})
+    assert shards.read(2, 0)
+    child = os.fork()
+    if not child:
+        ok = all(shards.read(*place) == members for place, members in expected().items())
+        os._exit(0 if ok else 1)
+    assert all(shards.read(*place) == members for place, members in expected().items())
+    assert os.waitpid(child, 0)[1] == 0
+
+
+class UnsteadyFileSystem(MemoryFileSystem):
+    """Memory that fails twice before each answer, as a busy object store does."""
+
+    protocol = "unsteady"
+    left = 2
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        if type(self).left:
+            type(self).left -= 1
+            raise ConnectionResetError("try again")
+        type(self).left = 2
+        return super().cat_file(path, start, end, **kwargs)
+
+
+def test_a_remote_store_that_fails_now_and_then_is_asked_again(monkeypatch):
+    fsspec.register_implementation("unsteady", UnsteadyFileSystem, clobber=True)
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.001)
+    url = write(f"unsteady://{uuid.uuid4().hex}")
+    shards = build_index(url, {})
+    assert {place: shards.read(*place) for place in expected()} == expected()
+    monkeypatch.setattr(UnsteadyFileSystem, "left", 1000)
+    with pytest.raises(ConnectionResetError):
+        shards.read(0, 0)
+
+
+def test_a_sidecar_without_its_columns_is_named(tmp_path):
+    write(tmp_path)
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "shard-000000.parquet")
+    with pytest.raises(ShardError, match="shard-000000.parquet: lacks the column 'members'"):
+        build_index(tmp_path, {})
