@@ -16,10 +16,10 @@ import torch
 
 from data_prep.frames import resize
 from data_prep.index import Entry, ShardError
-from data_prep.media import decode_audio, decode_frames
+from data_prep.media import ClipError, decode_audio, decode_frames
 
 Sample = dict[str, Any]
-_PCM_SCALE = 32767
+_PCM_SCALE = 32768
 
 
 @dataclass(kw_only=True)
@@ -60,13 +60,12 @@ class ClipDecoder:
 
     def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: np.random.Generator) -> Sample:
         """Decode the crop alone, from the key frame before it."""
-        frame, frames, sample, samples = self._span(entry, random)
-        media = {}
+        spans, media = self._spans(entry, random), {}
         if "frames" in self.want:
-            media["frames"] = self._video(raw["mp4"], frame, frames)
+            media["frames"] = self._video(raw["mp4"], *spans["frames"])
         if "waveform" in self.want:
-            media["waveform"] = torch.from_numpy(decode_audio(raw["flac"], sample, samples))
-        return self._finish(media, entry, frames, samples)
+            media["waveform"] = torch.from_numpy(decode_audio(raw["flac"], *spans["waveform"]))
+        return self._finish(media, entry)
 
     def whole(self, raw: Mapping[str, bytes], entry: Entry) -> dict[str, torch.Tensor]:
         """Decode the clip for the cache: frames in their final size, audio as 16-bit samples where that loses nothing."""
@@ -79,44 +78,43 @@ class ClipDecoder:
 
     def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: np.random.Generator) -> Sample:
         """The crop that a call would decode, out of the decoded clip."""
-        frame, frames, sample, samples = self._span(entry, random)
-        cut = {}
-        if "frames" in media:
-            cut["frames"] = media["frames"][frame:][:frames]
-        if "waveform" in media:
-            cut["waveform"] = _unpacked(media["waveform"][sample:][:samples])
-        return self._finish(cut, entry, frames, samples)
+        spans, cut = self._spans(entry, random), {}
+        for name, whole in media.items():
+            start, count = spans[name]
+            if len(whole) < start + (count or 1):
+                raise ClipError("too_short", f"clip {entry.key} of {entry.shard}: {name} end after {len(whole)}, before the sidecar says")
+            cut[name] = _unpacked(whole[start:][:count])
+        return self._finish(cut, entry)
 
-    def _span(self, entry: Entry, random: np.random.Generator) -> tuple[int, int | None, int, int | None]:
-        """First frame, number of frames, first sample, number of samples; None for as many as there are."""
-        for name, ours in (("fps", self.fps), ("sample_rate", self.sample_rate)):
+    def _spans(self, entry: Entry, random: np.random.Generator) -> dict[str, tuple[int, int | None]]:
+        """First index and number to decode of frames and of samples; None for as many as there are."""
+        rates = {"fps": self.fps, "sample_rate": self.sample_rate}
+        for name, ours in rates.items():
             if (stored := entry.columns.get(name)) is not None and abs(stored - ours) > 1e-3:
                 # Not a fault of this clip: all of them would go to the quarantine one by one.
                 raise RuntimeError(f"clip {entry.key} of {entry.shard} has {name} {stored:g}, the decoder expects {ours:g}; set its {name}")
         if self.seconds is None:
-            return 0, None, 0, None
-        frames, first = round(self.seconds * self.fps), 0
-        if self.random_crop:
-            if (duration := entry.columns.get("duration")) is None:
-                raise RuntimeError(f"clip {entry.key} of {entry.shard} has no duration in its sidecar; set random_crop to False")
-            first = int(random.integers(max(0, round(duration * self.fps) - frames) + 1))
-        return first, frames, round(first / self.fps * self.sample_rate), round(self.seconds * self.sample_rate)
+            return {"frames": (0, None), "waveform": (0, None)}
+        if (duration := entry.columns.get("duration")) is None:
+            raise RuntimeError(f"clip {entry.key} of {entry.shard} has no duration in its sidecar, so no crop; set seconds to None")
+        frames, wanted = round(duration * self.fps), round(self.seconds * self.fps)
+        start = int(random.integers(max(0, frames - wanted) + 1)) if self.random_crop else 0
+        first, samples = round(start / self.fps * self.sample_rate), round(duration * self.sample_rate)
+        count = min(round(self.seconds * self.sample_rate), samples - first)
+        return {"frames": (start, min(wanted, frames - start)), "waveform": (first, count)}
 
     def _video(self, mp4: bytes, start: int, count: int | None) -> torch.Tensor:
         frames = torch.from_numpy(decode_frames(mp4, start, count)).permute(0, 3, 1, 2)
-        if self.size is None or not len(frames):
+        if self.size is None:
             return frames.contiguous()
         # One at a time: a matrix product may round otherwise in a larger batch, and cached crops must equal decoded ones.
         return torch.stack([resize(frame, self.size, crop=True) for frame in frames])
 
-    def _finish(self, media: dict[str, torch.Tensor], entry: Entry, frames: int | None, samples: int | None) -> Sample:
-        if "frames" in media:
-            if not len(media["frames"]):
-                raise ShardError(f"clip {entry.key} of {entry.shard} has no frames at the crop", entry.shard, entry.key, "no_frames")
-            last = media["frames"][-1:]
-            media["frames"] = _filled(media["frames"], frames, last)
-        if "waveform" in media:
-            media["waveform"] = _filled(media["waveform"], samples, torch.zeros(1))
+    def _finish(self, media: dict[str, torch.Tensor], entry: Entry) -> Sample:
+        if self.seconds is not None and "frames" in media:
+            media["frames"] = _filled(media["frames"], round(self.seconds * self.fps), media["frames"][-1:])
+        if self.seconds is not None and "waveform" in media:
+            media["waveform"] = _filled(media["waveform"], round(self.seconds * self.sample_rate), torch.zeros(1))
         return {**media, **{name: entry.columns.get(name) for name in self.columns}}
 
 
@@ -185,13 +183,13 @@ class DecodedCache:
             self._left -= size
 
 
-def _filled(values: torch.Tensor, length: int | None, filler: torch.Tensor) -> torch.Tensor:
-    missing = 0 if length is None else length - len(values)
+def _filled(values: torch.Tensor, length: int, filler: torch.Tensor) -> torch.Tensor:
+    missing = length - len(values)
     return torch.cat([values, filler.expand(missing, *filler.shape[1:])]) if missing > 0 else values
 
 
 def _packed(waveform: torch.Tensor) -> torch.Tensor:
-    samples = (waveform * _PCM_SCALE).round().clamp(-_PCM_SCALE, _PCM_SCALE).to(torch.int16)
+    samples = (waveform * _PCM_SCALE).round().clamp(-_PCM_SCALE, _PCM_SCALE - 1).to(torch.int16)
     return samples if torch.equal(_unpacked(samples), waveform) else waveform
 
 

@@ -100,8 +100,8 @@ def write_manifest(rows: Iterable[ManifestRow], url: str | os.PathLike[str]) -> 
             writer.write_table(pa.Table.from_pylist([_record(row) for row in batch], schema=SCHEMA))
     if not keys:
         raise ValueError(f"no clips for {url}: the reader found none")
-    parent, _, name = url.rpartition("/")
-    Folder(parent or ("/" if url.startswith("/") else ".")).write(name, buffer.getvalue())
+    folder, name = _locate(url)
+    folder.write(name, buffer.getvalue())
     return len(keys)
 
 
@@ -112,9 +112,11 @@ def _record(row: ManifestRow) -> dict[str, Any]:
 def read_table(url: str | os.PathLike[str]) -> pa.Table:
     """A manifest as a table of `SCHEMA`; ValueError naming what is missing where the file is no manifest."""
     url = os.fspath(url)
-    parent, _, name = url.rpartition("/")
+    folder, name = _locate(url)
     try:
-        table = pq.read_table(pa.BufferReader(Folder(parent or ("/" if url.startswith("/") else ".")).read(name)))
+        table = pq.read_table(pa.BufferReader(folder.read(name)))
+    except FileNotFoundError as error:
+        raise ValueError(f"{url}: no such manifest") from error
     except pa.ArrowInvalid as error:
         raise ValueError(f"{url}: not a Parquet file; make a manifest with `foleyscale prep manifest`") from error
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:
@@ -125,9 +127,21 @@ def read_table(url: str | os.PathLike[str]) -> pa.Table:
         raise ValueError(f"{url}: a column has the wrong type or misses values: {error}") from error
 
 
+def _locate(url: str) -> tuple[Folder, str]:
+    parent, slash, name = url.rpartition("/")
+    return Folder(parent or slash or "."), name
+
+
 def to_rows(table: pa.Table) -> list[ManifestRow]:
-    """The rows of a table, or of a part of it."""
-    return [ManifestRow(**record | {"extra": json.loads(record["extra"])}) for record in table.to_pylist()]
+    """The rows of a table, or of a part of it; ValueError naming the key where one is not valid."""
+    return [ManifestRow(**record | {"extra": _parse(record["key"], record["extra"])}) for record in table.to_pylist()]
+
+
+def _parse(key: str, extra: str) -> dict[str, Any]:
+    try:
+        return json.loads(extra)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{key}: extra {extra[:60]!r} is not JSON: {error}") from error
 
 
 def read_manifest(url: str | os.PathLike[str]) -> list[ManifestRow]:

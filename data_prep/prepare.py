@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from data_prep.filters import DROPPING_REASONS, FilterConfig, verdict
+from data_prep.filters import DROPPED, FilterConfig, verdict
 from data_prep.index import ShardSet, build_index
 from data_prep.manifest import ManifestRow, manifest_hash, read_manifest
 from data_prep.media import ClipError, ClipFormat, transcode
@@ -93,7 +93,7 @@ def prepare_shards(manifest: str, out: str, config: PrepareConfig, task: tuple[i
     rows = read_manifest(manifest)
     plans = plan_shards(rows, config)
     folder = Folder(out)
-    _check_settings(folder, {"manifest": manifest_hash(rows), "shards": len(plans), **asdict(config)})
+    _check_settings(folder, {"manifest": manifest_hash(manifest), "shards": len(plans), **asdict(config)})
     mine = plans[task[0]::task[1]]
     present = folder.sizes()
     wanted = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present]
@@ -183,7 +183,7 @@ def make_clip(row: ManifestRow, config: PrepareConfig) -> Outcome:
     try:
         clip = transcode(row.source, row.start, row.end, config.format)
     except ClipError as error:
-        status = "dropped" if error.reason in DROPPING_REASONS else "failed"
+        status = "dropped" if error.reason in DROPPED else "failed"
         return Outcome(status, error.reason, columns | {"message": str(error)})
     columns |= clip.columns()
     if reason := verdict(columns, config.filters):

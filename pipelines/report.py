@@ -103,7 +103,7 @@ def _examples(run: Path, examples: list[dict]) -> list[Html]:
     shown = [tag("article", tag("h3", example.get("title") or example.get("key", "")), _sides(run, example)) for example in examples]
     if not shown:
         return [_note("No examples were generated.")]
-    hint = _note("A click on a spectrogram plays from there. Both of a pair share one colour scale; low frequencies are at the bottom.")
+    hint = _note("A click on a spectrogram jumps there. Both of a pair share one colour scale; low frequencies are at the bottom.")
     return [hint, tag("div", *shown, class_="examples")]
 
 
@@ -182,7 +182,7 @@ def _preference(run: Path) -> list[Html]:
 def _candidates(shards: ShardSet, shard: int, row: int) -> list[str]:
     """A clip's key and its candidates' scores."""
     record = json.loads(shards.read(shard, row, ["round.json"])["round.json"])
-    scores = [_pill(False, _number(score)) if i == record["loser"] else _number(score) for i, score in enumerate(record["scores"])]
+    scores = [_pill(False, f"{score:.4f}") if i == record["loser"] else f"{score:.4f}" for i, score in enumerate(record["scores"])]
     return [shards.entry(shard, row).key, *scores]
 
 

@@ -1,103 +1,197 @@
-"""Any video files below a folder, with or without a table of captions and times."""
+"""Any folder of videos, with an optional CSV of captions, labels and times."""
 
 from __future__ import annotations
 
 import csv as csv_module
 import hashlib
 import io
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-import fsspec
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
 
-from data_prep.manifest import ManifestError, ManifestRow, make_key
+from data_prep.manifest import ManifestRow, make_key, short_hash
 from data_prep.media import ClipError, probe
 
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
-COLUMNS = ("name", "caption", "label", "start", "end", "split")
+VIDEO_EXTENSIONS = frozenset("3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split())
+_COLUMNS = {"name": "name", "path": "name", "file": "name", "label": "labels", "labels": "labels"}
+_COLUMNS |= {name: name for name in ("caption", "start", "end", "split")}
 
 
-def read_folder(root: str | os.PathLike, csv: str | None = None, dataset: str = "folder", heldout: float = 0.0,
-                clip_seconds: float | None = None) -> Iterator[ManifestRow]:
-    """Rows for the video files below `root` (a path or an fsspec URL), in the order of their names.
+@dataclass(frozen=True)
+class _Wish:
+    """A piece of a file that is wanted, with what the CSV says about it."""
 
-    csv: table with a header and any of the columns name, caption, label (several separated by `;`), start, end, split; only the files
-    it names are taken, several rows may name one file. clip_seconds: cut each file into consecutive clips of that length.
-    heldout: share of the files (not clips: clips of one file must not meet in both) that go to the split `heldout`.
-    Raises ManifestError naming the file, or the table's line.
+    name: str
+    start: float = 0.0
+    end: float | None = None
+    labels: tuple[str, ...] = ()
+    caption: str = ""
+    split: str = ""
+
+
+def read_folder(
+    root: str | os.PathLike[str],
+    csv: str | os.PathLike[str] | None = None,
+    dataset: str = "folder",
+    heldout: float = 0.0,
+    clip_seconds: float | None = None,
+    min_seconds: float = 1.0,
+) -> Iterator[ManifestRow]:
+    """Rows for all videos below `root` (a local folder or an fsspec URL), in the order of their names.
+
+    csv           a table with a header: name (or path) below `root`, and any of caption, labels (a;b), start, end (s), split.
+                  It decides which files are wanted; a file may have several lines.
+    heldout       share of the files, chosen by a hash of their names, whose clips go to the split "heldout"; the others to "train".
+    clip_seconds  cut files into consecutive clips of this length; a remainder is kept from `min_seconds` on.
     """
-    files = _video_files(os.fspath(root))
-    if not files:
-        raise ManifestError(f"{root}: no video files ({', '.join(sorted(SUFFIXES))}) below this folder")
-    kept_out = _heldout(sorted(files), heldout)
-    rows = _listed(files, csv, dataset) if csv else (ManifestRow(key=make_key(_stem(name)), source=files[name], dataset=dataset) for name in files)
-    names = {source: name for name, source in files.items()}
-    for row in rows:
-        if names[row.source] in kept_out and row.split == "train":
-            row = replace(row, split="heldout")
-        yield from _cut(row, clip_seconds) if clip_seconds else (row,)
+    _check(heldout, clip_seconds, min_seconds)
+    root, names = _video_names(os.fspath(root))
+    if not names:
+        raise ValueError(f"{root}: no videos here; files named *.{', *.'.join(sorted(VIDEO_EXTENSIONS))} count as videos")
+    wishes = [_Wish(name) for name in names] if csv is None else list(_read_csv(os.fspath(csv), names))
+    keys, away = _keys(dataset, names), _heldout({wish.name for wish in wishes}, heldout)
+    given: Counter[str] = Counter()
+    for wish in wishes:
+        for piece in _pieces(wish, f"{root}/{wish.name}", clip_seconds, min_seconds):
+            key = f"{keys[wish.name]}_{round(piece.start * 1000)}"
+            given[key] += 1
+            yield ManifestRow(
+                key=key if given[key] == 1 else f"{key}-{given[key]}",  # two lines about the same moment of a file
+                dataset=dataset,
+                split=wish.split or ("heldout" if wish.name in away else "train"),
+                source=f"{root}/{wish.name}",
+                start=piece.start,
+                end=piece.end,
+                labels=list(wish.labels),
+                caption=wish.caption,
+            )
 
 
-def _video_files(root: str) -> dict[str, str]:
-    """Relative name -> path or URL."""
+def _check(heldout: float, clip_seconds: float | None, min_seconds: float) -> None:
+    if not 0 <= heldout < 1:
+        raise ValueError(f"heldout is {heldout}: choose a share of the files from 0 to below 1")
+    if clip_seconds is not None and not clip_seconds > 0:
+        raise ValueError(f"clip_seconds is {clip_seconds}: choose a length above 0, or None for whole files")
+    if min_seconds < 0 or (clip_seconds is not None and min_seconds > clip_seconds):
+        raise ValueError(f"min_seconds is {min_seconds}: choose 0 to clip_seconds ({clip_seconds})")
+
+
+def _video_names(root: str) -> tuple[str, list[str]]:
+    """The root as sources are to begin with, and the sorted paths of the videos below it."""
     filesystem, path = fsspec.core.url_to_fs(root)
+    path = path.rstrip("/")
     if not filesystem.isdir(path):
-        raise ManifestError(f"{root}: no such folder")
-    found = sorted(name for name in filesystem.find(path) if PurePosixPath(name).suffix.lower() in SUFFIXES)
-    return {name[len(path):].strip("/"): filesystem.unstrip_protocol(name).removeprefix("file://") for name in found}
+        raise ValueError(f"{root}: no such folder")
+    found = (name[len(path) :].lstrip("/") for name in filesystem.find(path))
+    names = sorted(name for name in found if _is_video(PurePosixPath(name)))
+    # Absolute: shards may be written from another working directory.
+    return (path if isinstance(filesystem, LocalFileSystem) else root.rstrip("/")), names
 
 
-def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+def _is_video(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS
 
 
-def _heldout(names: list[str], share: float) -> set[str]:
-    """A stable choice by hash: adding files later does not move the old ones between splits, but for the least hash of a small set."""
-    if not 0 <= share < 1:
-        raise ManifestError(f"heldout is {share}: give a share of at least 0 and below 1")
-    rank = {name: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names}
-    chosen = {name for name in names if rank[name] < share}
-    if share and not chosen and len(names) > 1:
-        chosen = {min(names, key=rank.get)}
-    return chosen if len(chosen) < len(names) else chosen - {max(names, key=rank.get)}
+def _keys(dataset: str, names: list[str]) -> dict[str, str]:
+    """A key for each file, its path made safe; files that would share one get a hash of their path as well."""
+    plain = {name: make_key(f"{dataset}_{PurePosixPath(name).with_suffix('')}")[:48] for name in names}
+    count = Counter(plain.values())
+    return {name: key if count[key] == 1 else f"{key}-{short_hash(name)}" for name, key in plain.items()}
 
 
-def _listed(files: dict[str, str], csv: str, dataset: str) -> Iterator[ManifestRow]:
-    with fsspec.open(csv, "rt", encoding="utf-8-sig", newline="") as file:
-        table = csv_module.DictReader(io.StringIO(file.read()), skipinitialspace=True)
-    unknown = sorted(set(table.fieldnames or ()) - set(COLUMNS))
-    if "name" not in (table.fieldnames or ()) or unknown:
-        raise ManifestError(f"{csv}: the header must hold `name` and may hold {', '.join(COLUMNS[1:])}; found {', '.join(table.fieldnames or ['nothing'])}")
-    by_stem = {_stem(name): name for name in files} | {name: name for name in files}
-    for record in table:
-        name = by_stem.get(record["name"])
-        if name is None:
-            raise ManifestError(f"{csv}, line {table.line_num}: no video file {record['name']!r} in the folder")
-        start, end = (_seconds(record.get(column), csv, table.line_num, column) for column in ("start", "end"))
-        key = make_key(_stem(name)) + (f"_{round(start * 1000)}" if start is not None else "")
-        labels = [label.strip() for label in (record.get("label") or "").split(";") if label.strip()]
-        yield ManifestRow(key=key, source=files[name], dataset=dataset, split=record.get("split") or "train", start=start or 0.0, end=end,
-                          labels=labels, caption=record.get("caption") or "")
+def _heldout(names: set[str], share: float) -> set[str]:
+    """The names whose hash, as a number in [0, 1), lies below `share`; of two names or more always one, never all."""
+    if not share:
+        return set()
+    place = {name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64 for name in names}
+    order = sorted(names, key=lambda name: (place[name], name))
+    count = sum(value < share for value in place.values())
+    return set(order[: min(max(count, 1), len(order) - 1)])
 
 
-def _seconds(text: str | None, csv: str, line: int, column: str) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        raise ManifestError(f"{csv}, line {line}: {column} is {text!r}: give seconds") from None
-
-
-def _cut(row: ManifestRow, seconds: float) -> Iterator[ManifestRow]:
-    """Consecutive clips of a row; a rest of less than half a clip is left out."""
-    try:
-        duration = probe(row.source).duration
-    except ClipError:
-        # The shard's sidecar is where a bad file is reported, with its reason.
-        yield row
+def _pieces(wish: _Wish, source: str, clip_seconds: float | None, min_seconds: float) -> Iterator[_Wish]:
+    if clip_seconds is None:
+        yield wish
         return
-    stop = min(row.end or duration, duration)
-    for number in range(max(1, int((stop - row.start) / seconds + 0.5))):
-        start = row.start + number * seconds
-        yield replace(row, key=f"{row.key}_{round(start * 1000)}", start=start, end=min(start + seconds, stop) if stop > start else None)
+    try:
+        length = probe(source).duration
+    except ClipError:
+        # The file is not forgotten: its row fails with the reason when the shards are written.
+        yield replace(wish, end=None)
+        return
+    end = length if wish.end is None else min(wish.end, length)
+    count = math.floor((end - wish.start) / clip_seconds + 1e-6)
+    for index in range(count):
+        yield replace(wish, start=wish.start + index * clip_seconds, end=wish.start + (index + 1) * clip_seconds)
+    rest = wish.start + max(0, count) * clip_seconds
+    if end - rest >= max(min_seconds, 1e-3):
+        yield replace(wish, start=rest, end=end)
+
+
+def _read_csv(url: str, names: list[str]) -> Iterator[_Wish]:
+    try:
+        with fsspec.open(url, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise ValueError(f"{url}: cannot be read as a CSV in UTF-8: {error}") from error
+    lines = csv_module.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    columns = _header(url, next(lines, []))
+    known = _known(names)
+    for cells in lines:
+        if any(cell.strip() for cell in cells):
+            yield _wish(f"{url}:{lines.line_num}", columns, [cell.strip() for cell in cells], known)
+
+
+def _header(url: str, cells: list[str]) -> list[str]:
+    columns = [_COLUMNS.get(cell.strip().lower(), "") for cell in cells]
+    if columns.count("name") != 1:
+        raise ValueError(f"{url}:1: the header must name one column 'name' or 'path', found {', '.join(cells) or 'nothing'}")
+    if unknown := [cell for cell, column in zip(cells, columns, strict=True) if not column]:
+        raise ValueError(f"{url}:1: unknown column {unknown[0]!r}; known are {', '.join(_COLUMNS)}")
+    if twice := [column for column, count in Counter(columns).items() if count > 1]:
+        raise ValueError(f"{url}:1: more than one column for {twice[0]!r}")
+    return columns
+
+
+def _known(names: list[str]) -> dict[str, set[str]]:
+    """What a file may be called: its path, with or without extension, or its last part alone."""
+    known: dict[str, set[str]] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        for alias in {name, str(path.with_suffix("")), path.name, path.stem}:
+            known.setdefault(alias, set()).add(name)
+    return known | {name: {name} for name in names}
+
+
+def _wish(where: str, columns: list[str], cells: list[str], known: dict[str, set[str]]) -> _Wish:
+    if len(cells) != len(columns):
+        raise ValueError(f"{where}: {len(cells)} cells under a header of {len(columns)}; quote texts that hold commas")
+    row = dict(zip(columns, cells, strict=True))
+    files = known.get(row["name"].removeprefix("./"), set())
+    if len(files) != 1:
+        raise ValueError(f"{where}: {row['name']!r} is " + (f"any of {', '.join(sorted(files))}; give the path" if files else "no video below the folder"))
+    start, end = _seconds(where, "start", row) or 0.0, _seconds(where, "end", row)
+    if end is not None and end <= start:
+        raise ValueError(f"{where}: end {end:g} is not after start {start:g}")
+    labels = tuple(label.strip() for label in row.get("labels", "").split(";") if label.strip())
+    return _Wish(next(iter(files)), start, end, labels, row.get("caption", ""), row.get("split", ""))
+
+
+def _seconds(where: str, column: str, row: dict[str, str]) -> float | None:
+    text = row.get(column, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{where}: {column} {text!r} is no number of seconds, 0 or more")
+    return value

@@ -28,8 +28,9 @@ def encode_mp4(frames: np.ndarray, waveform: np.ndarray, fps: float, sample_rate
 
 
 def _video_stream(container: av.container.OutputContainer, width: int, height: int, fps: float, crf: int) -> av.VideoStream:
-    # B-frames would delay the first picture; a second thread would make the bytes depend on the machine.
-    options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
+    # B-frames would delay the first picture. Bytes must repeat: x264's macroblock tree reads past rows of less than 64 pixels,
+    # so that its bits depend on what the memory held before (seen with x264 in PyAV 18).
+    options = {"preset": "veryfast", "crf": str(crf), "bf": "0", "x264-params": "mbtree=0"}
     stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.codec_context.thread_count = 1

@@ -51,6 +51,7 @@ def join_world() -> World:
 def _initialise(device: torch.device, rank: int, size: int) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # A lone process needs no port, so that two runs on one machine cannot collide.
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even of a lone process
     alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
     dist.init_process_group(backend, **alone)
     _deepspeed(device).init_distributed(dist_backend=backend, verbose=False)

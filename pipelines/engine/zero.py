@@ -47,8 +47,26 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     # torch's own fused AdamW: DeepSpeed's would be compiled on first use.
     optimiser = torch.optim.AdamW(trainable, lr=options.lr, betas=tuple(options.betas), eps=options.eps,
                                   weight_decay=options.weight_decay, fused=True)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=deepspeed_config(train, world), dist_init_required=False)
+    with _scalars_set_aside(module):
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=deepspeed_config(train, world), dist_init_required=False)
     return engine
+
+
+@contextlib.contextmanager
+def _scalars_set_aside(module: nn.Module) -> Iterator[None]:
+    """Broadcast 0-dimensional parameters ourselves: DeepSpeed views each as bytes, which torch refuses for a scalar.
+
+    The mark makes it pass them over; they train like all others.
+    """
+    scalars = [p for p in module.parameters() if p.dim() == 0]
+    for scalar in scalars:
+        torch.distributed.broadcast(scalar.data, 0)
+        scalar.ds_optim_param = True
+    try:
+        yield
+    finally:
+        for scalar in scalars:
+            del scalar.ds_optim_param
 
 
 def master_shards(engine) -> Sequence[torch.Tensor]:

@@ -64,6 +64,6 @@ class ContrastiveStage(Stage):
 
 def retrieval_scalars(video: torch.Tensor, audio: torch.Tensor, galleries: int) -> dict[str, float]:
     """R@1, R@5 and R@10 of whole clips: segment embeddings (N, S, D), normalised and laid end to end, so that cosines average over segments."""
-    video, audio = (torch.nn.functional.normalize(x, dim=-1).flatten(1).cpu() for x in (video, audio))
+    video, audio = (torch.nn.functional.normalize(x, dim=-1).flatten(1).cpu().numpy() for x in (video, audio))
     gallery = min(64, len(video))
-    return {f"r@{k}": recall_at_k(video, audio, k, gallery=gallery, galleries=galleries) for k in (1, 5, 10)}
+    return {f"r@{k}": recall_at_k(video, audio, k, gallery, galleries).value for k in (1, 5, 10) if k <= gallery}

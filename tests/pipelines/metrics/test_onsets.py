@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.audio import MEL_SPECS, log_mel
+from data_prep.rendering.config import RenderConfig
+from data_prep.rendering.scene import Scene
 from pipelines.metrics.onsets import OnsetConfig, detect_onsets, match_onsets, onset_f1, onset_strength
 
 TIMES = np.array([0.3, 0.75, 1.0, 1.6, 2.31, 2.5, 3.2])
@@ -50,6 +52,14 @@ def test_loudness_does_not_matter():
     waveform = struck("clap", "mmaudio_16k", noise=0.01)
     loud, quiet = (detect_onsets(mel_of(gain * waveform, "mmaudio_16k"), "mmaudio_16k") for gain in (1.0, 0.1))
     assert loud == pytest.approx(quiet, abs=0.02)
+
+
+def test_rendered_clips_tell_their_own_events_from_those_of_others():
+    scenes = [Scene.cast(RenderConfig(), seed=0, split="heldout", index=index) for index in range(48)]
+    true = [np.array([event["time"] for event in scene.events if event["onset"]]) for scene in scenes]
+    heard = [detect_onsets(mel_of(scene.play(), "mmaudio_16k"), "mmaudio_16k") for scene in scenes]
+    assert np.mean([onset_f1(*pair) for pair in zip(heard, true, strict=True)]) > 0.9
+    assert np.mean([onset_f1(*pair) for pair in zip(heard, true[1:] + true[:1], strict=True)]) < 0.3
 
 
 def test_strength_is_the_mean_rise_in_decibels():
