@@ -14,7 +14,7 @@ from av.codec.context import Flags as CodecFlags
 from av.container import Flags
 
 _H264_OPTIONS = {"bf": "0", "sc_threshold": "0", "flags": "+cgop", "threads": "1"}
-"""Without B-frames, with key frames at regular places, a reader finds a frame by counting; one thread keeps the bytes the same everywhere."""
+"""No B-frames and regular key frames: a reader finds a frame by counting. One thread: the bytes are the same on every machine."""
 _BT601, _LIMITED_RANGE = 6, 1
 
 
@@ -109,7 +109,8 @@ def _h264_stream(target: Any, video: Video, format: ClipFormat) -> av.VideoStrea
 
 
 def _yuv(frame: np.ndarray, index: int, rate: Fraction) -> av.VideoFrame:
-    picture = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", threads=1)
+    picture = av.VideoFrame.from_ndarray(frame, "rgb24")
+    picture = picture.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", threads=1)
     picture.pts, picture.time_base = index, 1 / rate
     return picture
 

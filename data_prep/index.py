@@ -229,7 +229,8 @@ def _summary(folder: Folder, name: str, size: int | None) -> ShardInfo:
     members = pc.list_flatten(table["members"])
     end = pc.max(pc.add(pc.struct_field(members, "offset"), pc.struct_field(members, "size"))).as_py() or 0
     if size < end:
-        raise ShardError(f"{folder.url}/{name}.tar: cut short at {size} of {end} bytes; copy it again, or remove its sidecar and rewrite it", name)
+        remedy = f"copy it again, or remove {name}.parquet and write the shard again"
+        raise ShardError(f"{folder.url}/{name}.tar: cut short at {size} of {end} bytes; {remedy}", name)
     return ShardInfo(name, splits[0] if splits else "", clips, len(table), size, sidecar_hash(table))
 
 

@@ -15,13 +15,17 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from data_prep.container import ClipError, MediaInfo, Source, audio_stream, opened, origin, probe, video_stream
+from data_prep.container import ClipError, MediaInfo, Source, opened, origin, probe, video_stream
 from data_prep.encode import ClipFormat, encode_audio, encode_flac, encode_video
 from data_prep.timeline import Painter, mono, pictures, sound
 
-__all__ = ["ClipError", "ClipFormat", "EncodedClip", "MediaInfo", "decode_audio", "decode_frames", "mux", "probe", "read_video", "transcode"]
+__all__ = [
+    "ClipError", "ClipFormat", "EncodedClip", "MediaInfo",
+    "decode_audio", "decode_frames", "mux", "probe", "read_video", "transcode",
+]  # fmt: skip
 
 _SILENCE_WINDOW = 0.05
+"""Seconds: silence is judged in stretches of this length."""
 _FLOOR_DBFS = -120.0
 _AAC_BIT_RATE = 128_000
 
@@ -174,8 +178,9 @@ def mux(video: str | os.PathLike[str], waveform: Any, sample_rate: int, out: str
             stream = video_stream(media)
             copy = target.add_stream_from_template(stream, opaque=True)
             audio = target.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=_AAC_BIT_RATE)
-            packets = heapq.merge(_copied(media, stream, copy), encode_audio(audio, samples, "fltp"), key=lambda packet: packet.dts * packet.time_base)
-            for packet in packets:
+            # Interleaved by time: a muxer given one stream after the other keeps the whole first one in memory.
+            streams = _copied(media, stream, copy), encode_audio(audio, samples, "fltp")
+            for packet in heapq.merge(*streams, key=lambda packet: packet.dts * packet.time_base):
                 target.mux(packet)
         temporary.replace(out)
     finally:

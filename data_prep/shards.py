@@ -50,6 +50,10 @@ CLIP_COLUMNS = {
     "peak": pa.float64(),
     "silence": pa.float64(),
     "av_offset": pa.float64(),
+    "motion": pa.float64(),
+    "source_fps": pa.float64(),
+    "source_side": pa.int32(),
+    "message": pa.string(),
 }
 """Types of the usual extra columns: without them a shard whose values are all missing would get another type than its neighbours."""
 

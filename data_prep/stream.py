@@ -277,8 +277,9 @@ class _Steps(IterableDataset):
 def _load(make: Callable[[int], Any], steps: int | None, workers: int, local: bool) -> Iterator[Any]:
     dataset = _Steps(make, steps)
     if not workers:
-        return iter(dataset)
-    return iter(
+        yield from dataset
+        return
+    batches = iter(
         DataLoader(
             dataset,
             batch_size=None,
@@ -292,6 +293,11 @@ def _load(make: Callable[[int], Any], steps: int | None, workers: int, local: bo
             generator=torch.Generator(),
         )
     )
+    try:
+        yield from batches
+    finally:
+        # After an error the traceback holds the loader, and the garbage collector would wait seconds for each worker.
+        batches._shutdown_workers()
 
 
 def _as_it_is(item: Any) -> Any:

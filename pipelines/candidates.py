@@ -37,7 +37,7 @@ def make_candidates(recipe: Recipe, run: Path, features: str, start: Path, numbe
     world.barrier()
     if world.is_main:
         settings = {"round": number, "model": weights_hash(start), "features": source.hash, "candidates": recipe.preference.candidates}
-        build_index(str(folder), settings, expected=len(source.shards))
+        build_index(str(folder), settings)
     world.barrier()
 
 

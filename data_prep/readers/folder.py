@@ -18,7 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 from data_prep.manifest import ManifestRow, make_key, short_hash
 from data_prep.media import ClipError, probe
 
-VIDEO_EXTENSIONS = frozenset("3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split())
+VIDEO_EXTENSIONS = {
+    "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv",
+}  # fmt: skip
 _COLUMNS = {"name": "name", "path": "name", "file": "name", "label": "labels", "labels": "labels"}
 _COLUMNS |= {name: name for name in ("caption", "start", "end", "split")}
 
@@ -33,6 +35,7 @@ class _Wish:
     labels: tuple[str, ...] = ()
     caption: str = ""
     split: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
 
 
 def read_folder(
@@ -45,8 +48,8 @@ def read_folder(
 ) -> Iterator[ManifestRow]:
     """Rows for all videos below `root` (a local folder or an fsspec URL), in the order of their names.
 
-    csv           a table with a header: name (or path) below `root`, and any of caption, labels (a;b), start, end (s), split.
-                  It decides which files are wanted; a file may have several lines.
+    csv           a table with a header: name (or path) below `root`, and any of caption, labels (a;b), start, end (s), split;
+                  other columns become `extra`. It decides which files are wanted; a file may have several lines.
     heldout       share of the files, chosen by a hash of their names, whose clips go to the split "heldout"; the others to "train".
     clip_seconds  cut files into consecutive clips of this length; a remainder is kept from `min_seconds` on.
     """
@@ -70,6 +73,7 @@ def read_folder(
                 end=piece.end,
                 labels=list(wish.labels),
                 caption=wish.caption,
+                extra=dict(wish.extra),
             )
 
 
@@ -150,11 +154,9 @@ def _read_csv(url: str, names: list[str]) -> Iterator[_Wish]:
 
 
 def _header(url: str, cells: list[str]) -> list[str]:
-    columns = [_COLUMNS.get(cell.strip().lower(), "") for cell in cells]
+    columns = [_COLUMNS.get(cell.strip().lower(), cell.strip()) for cell in cells]
     if columns.count("name") != 1:
         raise ValueError(f"{url}:1: the header must name one column 'name' or 'path', found {', '.join(cells) or 'nothing'}")
-    if unknown := [cell for cell, column in zip(cells, columns, strict=True) if not column]:
-        raise ValueError(f"{url}:1: unknown column {unknown[0]!r}; known are {', '.join(_COLUMNS)}")
     if twice := [column for column, count in Counter(columns).items() if count > 1]:
         raise ValueError(f"{url}:1: more than one column for {twice[0]!r}")
     return columns
@@ -174,14 +176,16 @@ def _wish(where: str, columns: list[str], cells: list[str], known: dict[str, set
     if len(cells) != len(columns):
         raise ValueError(f"{where}: {len(cells)} cells under a header of {len(columns)}; quote texts that hold commas")
     row = dict(zip(columns, cells, strict=True))
-    files = known.get(row["name"].removeprefix("./"), set())
+    files = sorted(known.get(row["name"].removeprefix("./"), ()))
     if len(files) != 1:
-        raise ValueError(f"{where}: {row['name']!r} is " + (f"any of {', '.join(sorted(files))}; give the path" if files else "no video below the folder"))
+        problem = f"may be any of {', '.join(files)}; give the path" if files else "is no video below the folder"
+        raise ValueError(f"{where}: {row['name']!r} {problem}")
     start, end = _seconds(where, "start", row) or 0.0, _seconds(where, "end", row)
     if end is not None and end <= start:
         raise ValueError(f"{where}: end {end:g} is not after start {start:g}")
     labels = tuple(label.strip() for label in row.get("labels", "").split(";") if label.strip())
-    return _Wish(next(iter(files)), start, end, labels, row.get("caption", ""), row.get("split", ""))
+    extra = tuple((name, text) for name, text in row.items() if name not in _COLUMNS.values())
+    return _Wish(files[0], start, end, labels, row.get("caption", ""), row.get("split", ""), extra)
 
 
 def _seconds(where: str, column: str, row: dict[str, str]) -> float | None:

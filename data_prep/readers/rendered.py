@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep import rendering
 from data_prep.manifest import ManifestRow
 from data_prep.rendering.config import RenderConfig
 from data_prep.rendering.encode import encode_mp4
@@ -57,14 +59,23 @@ def read_rendered(
 
 
 def _claim(folder: Path, settings: RenderConfig):
-    """Record the settings beside the clips: a file name alone does not tell which settings it was drawn with."""
-    record, wanted = folder / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    """Record what the clips were drawn with beside them: their names do not tell, and rows would state another clip's truth."""
+    record, wanted = folder / "settings.json", json.dumps(asdict(settings) | {"renderer": _renderer()}, indent=1) + "\n"
     for split in ("train", "heldout"):
         (folder / split).mkdir(parents=True, exist_ok=True)
     if not record.exists():
         _write(record, wanted.encode())
     elif record.read_text() != wanted:
-        raise ValueError(f"{folder} holds clips rendered with other settings (settings.json): choose another folder or remove it")
+        raise ValueError(
+            f"{folder} holds clips of other settings or of another version of the renderer (settings.json): "
+            "choose another folder or remove this one"
+        )
+
+
+def _renderer() -> str:
+    """Checksum of the code that draws."""
+    sources = sorted(Path(rendering.__file__).parent.glob("*.py"))
+    return f"{zlib.crc32(b''.join(path.read_bytes() for path in sources)):08x}"
 
 
 def _rows(folder: Path, settings: RenderConfig, clips: list[Clip], workers: int) -> Iterator[ManifestRow]:

@@ -14,7 +14,8 @@ from data_prep.rendering.sounds import Track
 LAST_HUE = 0.75
 """Hues run from red to violet only: were they to close the circle, one colour would stand for both ends of a timbre."""
 
-_COLOURS = ("red", "orange", "yellow", "green", "green", "turquoise", "blue", "violet")
+_COLOURS = ((0.03, "red"), (0.1, "orange"), (0.2, "yellow"), (0.43, "green"), (0.54, "turquoise"), (0.68, "blue"), (1.0, "violet"))
+"""Names of the hues below each bound."""
 _COUNTS = ("never", "once", "twice", "three times", "four times", "five times", "six times")
 
 
@@ -24,6 +25,7 @@ class Act:
 
     kind: ClassVar[str]
     noun: ClassVar[str]
+    """What it is, with {colour} where its colour shows."""
     verb: ClassVar[str]
     most: ClassVar[int] = 4
     """Most events of this kind in 3.84 s."""
@@ -72,8 +74,9 @@ class Act:
     def subject(self) -> str:
         """The noun with its size and colour."""
         size = "small " if self.size < 0.33 else "large " if self.size > 0.67 else ""
-        looks = size + _COLOURS[min(int(self.tint * len(_COLOURS)), len(_COLOURS) - 1)]
-        return f"{'an' if looks[0] in 'aeiou' else 'a'} {looks} {self.noun}"
+        hue = next(name for bound, name in _COLOURS if self.tint * LAST_HUE < bound)
+        words = size + self.noun.format(colour=hue)
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
     @property
     def unit(self) -> float:

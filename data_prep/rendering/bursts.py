@@ -21,7 +21,7 @@ def age(canvas: Canvas, time: float) -> np.ndarray:
 class Firework(Act):
     """A rocket climbs and bursts into sparks: a boom by size, crackle by colour."""
 
-    kind, noun, verb, most = "firework", "firework", "bursts", 3
+    kind, noun, verb, most = "firework", "{colour} firework", "bursts", 3
 
     spots: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     """Where each bursts (n, 2), in the drawing's coordinates."""
@@ -57,7 +57,7 @@ class Firework(Act):
 class Bird(Act):
     """A bird opens its beak and flaps: a rising chirp, its reach by colour."""
 
-    kind, noun, verb = "bird", "bird", "chirps"
+    kind, noun, verb = "bird", "{colour} bird", "chirps"
 
     def draw(self, canvas: Canvas):
         gape, hit = swing(canvas, self.times, before=0.03, after=0.22), canvas.pulse(self.times)
@@ -87,7 +87,7 @@ class Bird(Act):
 class Frog(Act):
     """A frog opens its mouth and its throat swells: a croak, a slow train of pulses."""
 
-    kind, noun, verb = "frog", "frog", "croaks"
+    kind, noun, verb = "frog", "{colour}-eyed frog", "croaks"
 
     def draw(self, canvas: Canvas):
         open_, hit = swing(canvas, self.times, before=0.03, after=0.3), canvas.pulse(self.times)
@@ -111,7 +111,7 @@ class Frog(Act):
 class Drop(Act):
     """A drop falls from a tap into a pool and rings spread: a short rising tone."""
 
-    kind, noun, verb = "drop", "drop", "falls into the water"
+    kind, noun, verb = "drop", "{colour} drop", "falls into the water"
 
     def draw(self, canvas: Canvas):
         canvas.box(*self.at(-0.12, -0.44), 0.36 * self.unit, 0.1 * self.unit, white(0.55))
@@ -139,7 +139,7 @@ class Drop(Act):
 class Camera(Act):
     """A camera takes a picture with its flash bulb: a high click and the whirr of its motor."""
 
-    kind, noun, verb, most = "camera", "camera", "flashes", 3
+    kind, noun, verb, most = "camera", "camera with a {colour} lens", "flashes", 3
 
     def draw(self, canvas: Canvas):
         hit = canvas.pulse(self.times, 0.045)

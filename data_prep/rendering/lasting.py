@@ -15,7 +15,7 @@ from data_prep.rendering.sounds import Track, band_noise, glide, voice
 class Engine(Act):
     """A wheel turns; now and then the throttle opens: pitch and loudness follow the spin."""
 
-    kind, noun, verb, most = "engine", "engine", "revs up", 3
+    kind, noun, verb, most = "engine", "{colour} engine", "revs up", 3
     idle, fall = 0.35, 0.3
 
     def throttle(self, clock: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ class Engine(Act):
 class Siren(Act):
     """Two lamps light in turn, each with its own tone."""
 
-    kind, noun, verb, rhythm = "siren", "siren", "switches on", True
+    kind, noun, verb, rhythm = "siren", "{colour} siren", "switches on", True
 
     end: float = 0.0
     """Seconds at which it falls silent."""
@@ -145,7 +145,7 @@ class Rain(Act):
 class Car(Act):
     """A car drives past: loudest in the middle of the picture, its pitch falling as it passes."""
 
-    kind, noun, verb, rhythm = "car", "car", "drives past", True
+    kind, noun, verb, rhythm = "car", "{colour} car", "drives past", True
 
     speed: float = 1.0
     """Picture widths per second, negative to the left."""

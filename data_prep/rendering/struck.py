@@ -15,7 +15,7 @@ from data_prep.rendering.sounds import Track, band_noise, envelope, partials, sw
 class Ball(Act):
     """A ball hits the floor, which lights up: a falling thump, slap by colour."""
 
-    kind, noun, verb = "ball", "ball", "bounces"
+    kind, noun, verb = "ball", "{colour} ball", "bounces"
 
     def height(self, clock: np.ndarray) -> np.ndarray:
         """Height above the floor (T,), 0 at the impacts, 1 where it is dropped from and caught."""
@@ -52,7 +52,7 @@ class Ball(Act):
 class Drum(Act):
     """A stick hits a drum, whose head flashes: a body tone by size, more rattle towards violet."""
 
-    kind, noun, verb = "drum", "drum", "is hit"
+    kind, noun, verb = "drum", "{colour} drum", "is hit"
 
     def draw(self, canvas: Canvas):
         reach, hit = swing(canvas, self.times), canvas.pulse(self.times)
@@ -78,7 +78,7 @@ class Drum(Act):
 class Clap(Act):
     """Two hands meet: a very short burst of noise, its centre by size, its width by the colour of the sleeves."""
 
-    kind, noun, verb = "clap", "pair of hands", "claps"
+    kind, noun, verb = "clap", "pair of hands in {colour} sleeves", "claps"
 
     def draw(self, canvas: Canvas):
         apart = 0.09 + 0.27 * (1 - swing(canvas, self.times))
@@ -102,7 +102,7 @@ class Clap(Act):
 class Bell(Act):
     """A hammer strikes a bell: inharmonic partials that ring, spread by colour."""
 
-    kind, noun, verb = "bell", "bell", "is struck"
+    kind, noun, verb = "bell", "{colour} bell", "is struck"
 
     def draw(self, canvas: Canvas):
         hit = canvas.pulse(self.times, 0.04)
@@ -127,7 +127,7 @@ class Bell(Act):
 class Keys(Act):
     """Keys of a keyboard light up and go down: the pitch is the place of the key."""
 
-    kind, noun, verb = "keys", "keyboard", "is played"
+    kind, noun, verb = "keys", "keyboard with {colour} lights", "is played"
     steps = (0, 2, 4, 7, 9)
 
     pressed: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
@@ -160,7 +160,7 @@ class Keys(Act):
 class Metronome(Act):
     """A pendulum ticks at the ends of its swing, where its bob flashes: a wood block."""
 
-    kind, noun, verb, rhythm = "metronome", "metronome", "ticks", True
+    kind, noun, verb, rhythm = "metronome", "metronome with a {colour} bob", "ticks", True
 
     beat: float = 0.6
     """Seconds between ticks."""

@@ -20,27 +20,34 @@ def normalise(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """SiLU of a unit normal variable, brought back to unit magnitude."""
+    """SiLU, brought back to unit magnitude for a unit normal variable."""
     return F.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """(1 - share) a + share b, at unit magnitude for independent unit inputs."""
+    """(1 - share) a + share b, brought back to unit magnitude for independent unit inputs."""
     return torch.lerp(a, b, share) / math.hypot(1 - share, share)
 
 
 class MPConv1d(nn.Module):
-    """Convolution over time without bias whose kernels have unit norm whatever is stored: only their direction is learned."""
+    """Convolution over time without bias that uses its kernels at unit norm: only their direction is learned.
+
+    They are also stored at unit norm, at the start and wherever `forced`. EDM2 stores them at unit root mean square, sqrt(fan-in)
+    larger; then a step of Adam turns them as many times less, and the learning rates of other networks barely move them.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, forced: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_dim, in_dim, kernel))
         self.forced = forced
+        self.weight = nn.Parameter(self._unit(torch.randn(out_dim, in_dim, kernel)))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """(B, in_dim, T) -> (B, out_dim, T), scaled by `gain`."""
         if self.forced and self.training:
             with torch.no_grad():
-                self.weight.copy_(normalise(self.weight, dim=(1, 2)))
-        weight = normalise(self.weight, dim=(1, 2)) * (gain / math.sqrt(self.weight[0].numel()))
-        return F.conv1d(x, weight.to(x.dtype), padding=self.weight.shape[2] // 2)
+                self.weight.copy_(self._unit(self.weight))
+        return F.conv1d(x, (self._unit(self.weight) * gain).to(x.dtype), padding=self.weight.shape[2] // 2)
+
+    @staticmethod
+    def _unit(weight: Tensor) -> Tensor:
+        return normalise(weight, dim=(1, 2)) / math.sqrt(weight[0].numel())

@@ -63,7 +63,8 @@ def first_sample(waveform):
 
 def test_a_clip_is_decoded_whole(clip):
     sample = ClipDecoder()(clip, entry(), random())
-    assert sample["frames"].shape == (FRAMES, 3, HEIGHT, WIDTH) and sample["frames"].dtype == torch.uint8 and sample["frames"].is_contiguous()
+    assert sample["frames"].shape == (FRAMES, 3, HEIGHT, WIDTH)
+    assert sample["frames"].dtype == torch.uint8 and sample["frames"].is_contiguous()
     assert [number_of(frame) for frame in sample["frames"]] == list(range(FRAMES))
     assert sample["waveform"].shape == (SECONDS * RATE,) and sample["waveform"].dtype == torch.float32
     assert (sample["waveform"] * 32768).round().int().tolist() == list(range(SECONDS * RATE))
@@ -155,7 +156,8 @@ def npy(array):
 
 
 def test_features_come_as_tensors():
-    arrays = {"mean": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16), "tokens": np.arange(7), "sync": np.ones(4, np.float32)}
+    mean = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
+    arrays = {"mean": mean, "tokens": np.arange(7), "sync": np.ones(4, np.float32)}
     decoder = TensorDecoder(list(arrays), columns=("labels",))
     assert decoder.members == ("mean.npy", "tokens.npy", "sync.npy")
     sample = decoder({f"{name}.npy": npy(array) for name, array in arrays.items()}, entry(labels=["dog"]), random())

@@ -64,7 +64,10 @@ def test_index_files_say_what_there_is(tmp_path):
     assert {**dataset, "hash": 0} == {"settings": {"fps": 25}, "shards": 3, "clips": 11, "rows": 22, "bytes": sum(sizes), "hash": 0}
     index = pq.read_table(tmp_path / "index.parquet").to_pylist()
     assert [(row["name"], row["split"], row["clips"], row["rows"], row["bytes"]) for row in index] == [
-        ("shard-000000", "train", 4, 8, sizes[0]), ("shard-000001", "", 0, 0, sizes[1]), ("shard-000002", "train", 7, 14, sizes[2])]  # fmt: skip
+        ("shard-000000", "train", 4, 8, sizes[0]),
+        ("shard-000001", "", 0, 0, sizes[1]),
+        ("shard-000002", "train", 7, 14, sizes[2]),
+    ]
 
 
 def test_hash_follows_the_contents_alone(tmp_path):

@@ -65,7 +65,7 @@ def test_mixtures_keep_to_the_schedule_and_to_each_sets_epochs(sets, seed, windo
     counts, weights = tuple(shards for shards, _ in sets), tuple(weight for _, weight in sets)
     order = Order(counts, seed, window, weights)
     period = sum(order.weights)
-    blocks = max(-(-sum(shards) // weight) for shards, weight in zip(counts, order.weights))
+    blocks = max(-(-sum(shards) // weight) for shards, weight in zip(counts, order.weights, strict=True))
     places = [order.locate(i) for i in range(blocks * period)]
     for block in range(blocks):
         taken = Counter(place.dataset for place in places[block * period : (block + 1) * period])

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass
@@ -138,15 +137,13 @@ def test_a_resumed_run_resumed_again_goes_on_as_if_never_stopped(shards):
     assert seen == straight
 
 
-def test_a_seek_equals_skipping_and_takes_no_longer_than_a_step(tmp_path):
-    shards = write(tmp_path, counts=(50,) * 40)
-    skipped = ClipStream(shards, DECODE, batch_size=10)
-    take(skipped, 180)
-    start = time.perf_counter()
-    sought = ClipStream(shards, DECODE, batch_size=10, position=1800)
-    batches = take(sought, 1)
-    assert time.perf_counter() - start < 0.2
-    assert values(batches) == values(take(skipped, 1)) and skipped.position == sought.position == 1810
+def test_a_seek_equals_skipping(tmp_path):
+    shards = write(tmp_path, counts=(50,) * 20)
+    skipped, sought = ClipStream(shards, DECODE, batch_size=10), ClipStream(shards, DECODE, batch_size=10, position=900)
+    take(skipped, 90)
+    assert values(take(sought, 20)) == values(take(skipped, 20)) and skipped.position == sought.position == 1100
+    far = ClipStream(shards, DECODE, batch_size=10, position=10**12)  # nobody could skip so far
+    assert sorted(values(take(far, 100))) == list(range(1000))
 
 
 def test_the_position_moves_only_with_the_consumer(shards):
@@ -203,7 +200,7 @@ def test_too_many_bad_clips_stop_the_run(tmp_path):
     shards = write(tmp_path / "set", bad_rows=[(0, row) for row in range(5)])
     quarantine = tmp_path / "quarantine.jsonl"
     stream = ClipStream(shards, DECODE, batch_size=8, quarantine=quarantine, max_bad_share=0.05)
-    with pytest.raises(ShardError, match=r"\d+ of 1\d\d clips could not be read, more than max_bad_share 0.05 allows; they are listed in .*jsonl"):
+    with pytest.raises(ShardError, match=r"\d+ of 1\d\d clips could not be read, more than max_bad_share 0.05 allows; .* in .*jsonl"):
         take(stream, 100)
     assert len(quarantine.read_text().splitlines()) == stream.bad > 5
     tolerant = ClipStream(shards, DECODE, batch_size=8, max_bad_share=0.3)
@@ -217,23 +214,24 @@ def test_nothing_but_bad_clips_stops_the_run_at_once(tmp_path):
             take(ClipStream(shards, DECODE, batch_size=2), 1, workers=workers)
 
 
-def test_other_data_or_another_order_is_named_on_resume(shards, tmp_path):
+def test_other_data_or_another_order_is_named_on_resume(shards):
+    store = f"memory://{uuid.uuid4().hex}"
     state = ClipStream(shards, DECODE, batch_size=8, seed=1, position=16).state_dict()
     assert json.loads(json.dumps(state)) == state and state["dataset"] == shards.hash and state["position"] == 16
-    grown = ClipStream(write(tmp_path / "grown", counts=(*COUNTS, 2)), DECODE, batch_size=8, seed=1)
+    grown = ClipStream(write(f"{store}/grown", counts=(*COUNTS, 2)), DECODE, batch_size=8, seed=1)
     with pytest.raises(ValueError, match="grown had 48 clips in 7 shards, now 50 clips in 8 shards.*at position 16 of the new order"):
         grown.load_state_dict(state)
     assert grown.position == 0
     grown.load_state_dict(state, allow_data_change=True)
     assert grown.position == 16
-    other = ClipStream(write(tmp_path / "other", base=7), DECODE, batch_size=8, seed=1)
+    other = ClipStream(write(f"{store}/other", base=7), DECODE, batch_size=8, seed=1)
     with pytest.raises(ValueError, match="other has 48 clips in 7 shards as before, but others"):
         other.load_state_dict(state)
     with pytest.raises(ValueError, match="seed was 1, now 2; window was 16, now 4"):
         ClipStream(shards, DECODE, batch_size=8, seed=2, window=4).load_state_dict(state)
     with pytest.raises(ValueError, match="there were 1 data sets, now 2"):
         ClipStream([shards, other.sets[0]], DECODE, batch_size=8, seed=1).load_state_dict(state)
-    moved = ClipStream(write(tmp_path / "moved"), DECODE, batch_size=8, seed=1)
+    moved = ClipStream(write(f"{store}/moved"), DECODE, batch_size=8, seed=1)
     moved.load_state_dict(state)
     assert moved.position == 16
 
@@ -297,7 +295,7 @@ def test_shapes_that_differ_are_named():
         ({"batch_size": 8, "world_size": 3}, "batch_size 8 must be a multiple of the 3 ranks"),
         ({"batch_size": 0}, "batch_size 0 must be a multiple"),
         ({"batch_size": 8, "rank": 2, "world_size": 2}, "rank 2 is outside a world of 2"),
-        ({"batch_size": 8, "decode": lambda raw, entry, random: {}, "cache_gb": 1}, r"cache_gb needs a decoder with whole\(\) and crop\(\)"),
+        ({"batch_size": 8, "decode": lambda raw, entry, random: {}, "cache_gb": 1}, r"cache_gb needs a decoder with whole\(\)"),
         ({"batch_size": 8, "window": 0}, "window must be at least 1 shard"),
     ],
 )
@@ -323,7 +321,8 @@ def raw_video(seed, seconds=1.2):
     noise = np.random.default_rng(seed)
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
-        video, audio = container.add_stream("mpeg4", rate=25, width=48, height=32, pix_fmt="yuv420p"), container.add_stream("flac", rate=16000)
+        video = container.add_stream("mpeg4", rate=25, width=48, height=32, pix_fmt="yuv420p")
+        audio = container.add_stream("flac", rate=16000)
         for _ in range(round(seconds * 25)):
             container.mux(video.encode(av.VideoFrame.from_ndarray(noise.integers(0, 255, (32, 48, 3), dtype=np.uint8), format="rgb24")))
         container.mux(video.encode(None))

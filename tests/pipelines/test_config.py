@@ -1,0 +1,67 @@
+"""Recipes: what is read back, what is refused, and in which words."""
+
+import pytest
+import yaml
+
+from models.generators.mmdit import PRESETS
+from pipelines.config import RecipeError, dump_recipe, load_recipe, merge, parse_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_resolved_recipe_reads_back_equal(name):
+    recipe = load_recipe(name)
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+def test_vggsound_has_the_papers_values():
+    recipe = load_recipe("vggsound")
+    assert recipe.generative.model == PRESETS["small_16k"]
+    generative, preference = recipe.generative.train, recipe.preference
+    assert (generative.steps, generative.batch_size, generative.optimiser.lr, generative.optimiser.betas) == (300_000, 512, 1e-4, (0.9, 0.95))
+    assert (generative.optimiser.schedule, generative.optimiser.milestones) == ("steps", (240_000, 270_000))
+    assert (preference.rounds, preference.candidates, preference.train.steps, preference.train.accumulation) == (5, 5, 1000, 2)
+    assert (preference.train.optimiser.lr, preference.train.optimiser.weight_decay, preference.train.optimiser.warmup_steps) == (5e-6, 1e-4, 100)
+
+
+def test_preset_with_changes():
+    recipe = load_recipe("demo", ["generative.model={preset: tiny, hidden: 96}"])
+    assert recipe.generative.model.hidden == 96 and recipe.generative.model.depth == PRESETS["tiny"].depth
+
+
+def test_scientific_notation_is_a_number():
+    assert load_recipe("demo", ["generative.train.optimiser.lr=1e-4"]).generative.train.optimiser.lr == 1e-4
+
+
+def test_merge_leaves_its_arguments():
+    base = {"a": {"b": 1, "c": 2}}
+    assert merge(base, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+    assert base == {"a": {"b": 1, "c": 2}}
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("generative.model.dept=3", r"generative.model.dept: no such key; did you mean depth\?$"),
+    ("gen=1", "gen: no such key; known keys: name, out, data"),
+    ("generative.train.steps=abc", "generative.train.steps: input should be a valid integer.*'abc'$"),
+    ("generative.train.zero.stage=7", "generative.train.zero.stage: input should be 0, 1, 2 or 3, not 7$"),
+    ("generative.model=foo", "generative.model: no preset 'foo'; choose from small_16k"),
+    ("autoencoder.mel=xx", "autoencoder: mel 'xx' is not known"),
+    ("contrastive.segments=9", r"clip.seconds 3.84 is shorter than contrastive.segments x 1.28 s$"),
+    ("generative.train.accumulation=3", "batch_size .* must divide by accumulation 3$"),
+    ("steps", "override 'steps': write it as key=value"),
+])
+def test_a_wrong_key_is_one_clear_line(override, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        load_recipe("demo", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe file, and no shipped recipe of that name"):
+        load_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(RecipeError, match="broken.yaml: not valid YAML"):
+        load_recipe(broken)
+    broken.write_text("- a")
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        load_recipe(broken)
