@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import chain, islice, repeat
 from typing import Any, TypeVar
 
 import av
@@ -19,6 +21,8 @@ _Picture = TypeVar("_Picture")
 
 _TIE = 1e-6
 """Seconds: keeps rounding errors from choosing between two pictures equally far."""
+_SCALING = Interpolation.BICUBIC | Interpolation.BITEXACT | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+"""The same result on every machine; accurate rounding without full chroma makes pictures darker by two levels."""
 _AUDIO_MARGIN = 1
 """Seconds of sound read around a clip for the resampler and for codecs that need a frame to settle; whole, so whole samples at any rate."""
 _AUDIO_JITTER = 0.02
@@ -26,6 +30,8 @@ _AUDIO_JITTER = 0.02
 
 # ITU-R BS.775 weights folded to one channel; names not listed count as a front channel, so odd layouts become their mean.
 _DOWNMIX = {"FC": math.sqrt(2.0), "LFE": 0.0, "LFE2": 0.0} | dict.fromkeys(("SL", "SR", "BL", "BR", "BC"), math.sqrt(0.5))
+_PLANES = 8
+"""PyAV reads past the planes of a frame that has this many."""
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
 
@@ -45,21 +51,24 @@ def at_constant_rate(
     That is the picture nearest in time; one that comes after a longer pause is never shown more than 1 / fps early.
     """
     wanted = math.inf if end is None else round((end - start) * fps)
-    index, shown, since, over = 0, None, -math.inf, start
+    ready: deque[_Picture] = deque()  # chosen, but the file may end before their time has passed
+    sent, shown, since, over = 0, None, -math.inf, start
     for time, seconds, picture in timed:
         if time <= since:
             continue  # broken clocks repeat themselves
         if shown is not None:
             until = time - min(time - since, 2 / fps) / 2 + _TIE
-            while index < wanted and start + index / fps < until:
-                yield shown
-                index += 1
-        if index >= wanted:
-            return
+            while start + (sent + len(ready)) / fps < until:
+                ready.append(shown)
         shown, since, over = picture, time, time + seconds
-    if shown is not None:
-        for _ in range(index, min(wanted, round((over - start) * fps))):
-            yield shown
+        while ready and sent < min(wanted, round((over - start) * fps)):
+            yield ready.popleft()
+            sent += 1
+        if sent >= wanted:
+            return
+    left = min(wanted, round((over - start) * fps)) - sent
+    if shown is not None and left > 0:
+        yield from islice(chain(ready, repeat(shown)), left)
 
 
 class Painter:
@@ -82,9 +91,7 @@ class Painter:
             width, height = round(frame.width * self._aspect), frame.height
             self._size = fit(*((height, width) if quarters % 2 else (width, height)), self._short_side)
         width, height = self._size[::-1] if quarters % 2 else self._size
-        # The flags make the result the same on every machine.
-        how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=how, threads=1)
+        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=_SCALING, threads=1)
         upright = np.rot90(scaled.to_ndarray(), quarters)
         return np.ascontiguousarray(centre_square(upright) if self._crop else upright)
 
@@ -138,6 +145,8 @@ def place(chunks: Iterable[tuple[float, int, np.ndarray]], begin: float, end: fl
 
 def mono(frame: av.AudioFrame) -> np.ndarray:
     """One channel (N,) float32 in [-1, 1] from a decoded frame of any layout and sample format."""
+    if frame.format.is_planar and frame.layout.nb_channels >= _PLANES:
+        frame = av.AudioResampler(format=frame.format.packed).resample(frame)[0]
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,36 +20,48 @@ from pipelines.config import Recipe, load_recipe
 from pipelines.evaluate import evaluate, table
 from pipelines.metrics.statistics import Bar
 from pipelines.report import write_report
-from pipelines.run import run_chain
 
-CLIPS, HELDOUT = 1600, 192
+CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 192, 64
 
 
 def run_demo(out: Path, overrides: Sequence[str], say: Callable[[str], None]) -> list[Bar]:
     """Render, prepare, train every stage, generate and measure, all below `out`; run again, it goes on where it stopped."""
     started = time.perf_counter()
-    recipe = load_recipe("demo", [f"out={out}", "name=run", f"data={out / 'shards'}", *overrides])
+    changes = [f"out={out}", "name=run", f"data={out / 'shards'}", *overrides]
+    recipe = load_recipe("demo", changes)
     prepare(out, recipe, say)
-    folder = run_chain(recipe, say=say)
-    bars = evaluate(folder, torch.device("cpu"), recipe)
-    say(table(folder))
+    train(changes)
+    bars = evaluate(recipe.folder, torch.device("cpu"), recipe)
+    say(table(recipe.folder))
+    say(f"videos that sound: {recipe.folder / 'examples'}")
+    say(f"report: {write_report(recipe.folder)}")
     say(f"{time.perf_counter() - started:.0f} s in all")
-    say(f"videos that sound: {folder / 'examples'}")
-    say(f"report: {write_report(folder)}")
     return bars
 
 
 def prepare(out: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     """Draw the clips and write their shards, where that is not done yet."""
-    shards = out / "shards"
+    shards, manifest, workers = out / "shards", out / "manifest.parquet", _processes()
     if (shards / "dataset.json").exists():
         return
     clip = recipe.clip
     settings = RenderConfig(size=clip.size, seconds=clip.seconds, sample_rate=clip.sample_rate)
-    say(f"rendering {CLIPS + HELDOUT} clips of sounding events")
-    rows = read_rendered(str(out / "clips"), CLIPS, seed=recipe.seed, heldout=HELDOUT, settings=settings, workers=2)
-    write_manifest(rows, str(out / "manifest.parquet"))
-    format_ = ClipFormat(fps=clip.fps, short_side=clip.size, sample_rate=clip.sample_rate, max_seconds=clip.seconds)
+    say(f"drawing {CLIPS + HELDOUT} clips of sounding events")
+    write_manifest(read_rendered(out / "clips", CLIPS, seed=recipe.seed, heldout=HELDOUT, settings=settings, workers=workers), manifest)
     say("cutting them into shards")
-    summary = prepare_shards(str(out / "manifest.parquet"), str(shards), PrepareConfig(format=format_, rows_per_shard=64), workers=2)
-    say(str(summary))
+    clips = ClipFormat(fps=clip.fps, short_side=clip.size, sample_rate=clip.sample_rate, max_seconds=clip.seconds)
+    say(str(prepare_shards(manifest, shards, PrepareConfig(format=clips, rows_per_shard=ROWS_PER_SHARD), workers=workers)))
+
+
+def train(changes: Sequence[str]) -> None:
+    """Run the chain in as many processes as there are cores, at most two: on small models they use the cores better than threads do."""
+    processes = _processes()
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "launch.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *launcher, "run", "demo", *changes], env=environment)
+    if done.returncode:
+        raise RuntimeError(f"the chain stopped with exit code {done.returncode}, its message is above; run the same command again to resume")
+
+
+def _processes() -> int:
+    return min(2, len(os.sched_getaffinity(0)))

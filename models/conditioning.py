@@ -51,5 +51,5 @@ class EncoderConditioner(nn.Module):
         for name, tokens in (("clip", [f.semantic for f in features]), ("sync", [f.sync for f in features])):
             std, mean = torch.std_mean(torch.cat(tokens).flatten(0, 1).float(), dim=0)
             getattr(self, f"{name}_mean").copy_(mean)
-            # A channel that never moves carries nothing; the floor keeps it from being blown up.
-            getattr(self, f"{name}_std").copy_(std.clamp_min(1e-3 * std.mean().clamp_min(1e-6)))
+            # A channel that hardly moves carries little; the floor keeps the rare times it does from drowning all others.
+            getattr(self, f"{name}_std").copy_(std.clamp_min(0.1 * std.square().mean().sqrt().clamp_min(1e-6)))

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -209,10 +210,8 @@ def _examples(run: Path, recipe: Recipe, held: HeldOut, generated: Generated) ->
 
 
 def _environment(device: torch.device, generator: Path) -> dict[str, str]:
-    import deepspeed
-
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return {"device": name, "python": platform.python_version(), "torch": torch.__version__, "deepspeed": deepspeed.__version__, "generator": str(generator)}
+    return {"device": name, "python": platform.python_version(), "torch": torch.__version__, "deepspeed": metadata.version("deepspeed"), "generator": str(generator)}
 
 
 def table(run: Path) -> str:

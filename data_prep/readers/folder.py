@@ -131,12 +131,12 @@ def _pieces(wish: _Wish, source: str, clip_seconds: float | None, min_seconds: f
         yield replace(wish, end=None)
         return
     end = length if wish.end is None else min(wish.end, length)
-    count = math.floor((end - wish.start) / clip_seconds + 1e-6)
-    for index in range(count):
-        yield replace(wish, start=wish.start + index * clip_seconds, end=wish.start + (index + 1) * clip_seconds)
-    rest = wish.start + max(0, count) * clip_seconds
-    if end - rest >= max(min_seconds, 1e-3):
-        yield replace(wish, start=rest, end=end)
+    start = wish.start
+    # A microsecond of tolerance: sums of decimal fractions are never exact.
+    while end - start > min(clip_seconds, max(min_seconds, 1e-3)) - 1e-6:
+        stop = round(min(start + clip_seconds, end), 6)
+        yield replace(wish, start=start, end=stop)
+        start = stop
 
 
 def _read_csv(url: str, names: list[str]) -> Iterator[_Wish]:

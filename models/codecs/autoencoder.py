@@ -58,7 +58,7 @@ class MelVAEConfig:
 PRESETS: dict[str, MelVAEConfig] = {
     "16k": MelVAEConfig(bands=80, latent_dim=20, hidden=384),
     "44k": MelVAEConfig(bands=128, latent_dim=40, hidden=512),
-    "tiny": MelVAEConfig(bands=80, latent_dim=16, hidden=64, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1),
+    "tiny": MelVAEConfig(bands=80, latent_dim=16, hidden=64, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,8 @@ def _initialise(device: torch.device, rank: int, size: int) -> None:
 
 def _deepspeed(device: torch.device):
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    # DeepSpeed calls names that torch has renamed: once per collective and rank, a warning that nobody can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
     from deepspeed.utils import logger
 

@@ -1,0 +1,81 @@
+"""The chain: complete, skipped when complete, resumed when killed, refused when it would mix things."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from pipelines.config import RecipeError, load_recipe
+from pipelines.run import changed_keys, check_parents
+from tests.fixtures.tiny_chain import STEPS, command, finish, losses, overrides, start
+
+FOLDERS = ("autoencoder", "contrastive", "generative", "preference/round-1")
+
+
+def test_every_stage_leaves_its_export(tiny):
+    for name in FOLDERS:
+        complete = json.loads((tiny.run / name / "export" / "complete.json").read_text())
+        assert complete["steps"] == STEPS
+        assert (tiny.run / name / "export" / "weights.safetensors").stat().st_size > 10_000
+        check_parents(tiny.run / name)
+
+
+def test_every_step_is_logged_once(tiny):
+    for name in FOLDERS:
+        steps = [line["step"] for line in losses(tiny.run)[name] if "loss" in line]
+        assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_complete_chain_is_skipped(tiny):
+    before = losses(tiny.run)
+    output = finish(start(command(tiny.folder, tiny.shards)))
+    assert output.count("complete, skipped") == 4
+    assert losses(tiny.run) == before
+
+
+def test_another_recipe_under_the_same_name_is_refused(tiny):
+    process = start(command(tiny.folder, tiny.shards, "clip.size=48"))
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert output.strip().endswith("was started with other values of clip.size: restore them, or give name=another")
+
+
+def test_changed_keys_are_those_that_matter(tiny):
+    recipe = load_recipe("demo", overrides(tiny.folder, tiny.shards))
+    other = load_recipe("demo", [*overrides(tiny.folder, tiny.shards), "seed=7", "threads=2", "evaluation.clips=4", "generative.train.log_every=9"])
+    assert changed_keys(recipe, other) == ["seed"]
+
+
+def test_a_stage_knows_its_parents(tiny, tmp_path):
+    copy = tmp_path / "generative"
+    shutil.copytree(tiny.run / "generative" / "export", copy / "export")
+    record = json.loads((copy / "export" / "complete.json").read_text())
+    record["parents"] = {parent: "0" * 64 for parent in record["parents"]}
+    (copy / "export" / "complete.json").write_text(json.dumps(record))
+    with pytest.raises(RecipeError, match="was trained on another .*autoencoder/export: delete"):
+        check_parents(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", FOLDERS)
+def test_a_killed_run_resumes_with_the_same_losses(tiny, tmp_path, stage):
+    process = start(command(tmp_path, tiny.shards))
+    _wait_for_lines(tmp_path / "run" / stage / "metrics.jsonl", 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(losses(tmp_path / "run")[stage]) < STEPS + 1, "the kill came too late to show anything"
+    finish(start(command(tmp_path, tiny.shards)))
+    assert losses(tmp_path / "run") == losses(tiny.run)
+
+
+def _wait_for_lines(path, count: int, process) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} did not grow")
