@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -74,7 +75,8 @@ def prep_shards(
 
     clip = ClipFormat(fps=fps, short_side=short_side, sample_rate=sample_rate, max_seconds=seconds)
     settings = PrepareConfig(format=clip, rows_per_shard=rows_per_shard, shard_mb=shard_mb, seed=seed)
-    summary = prepare_shards(manifest_url, out, settings, task=_task(task), workers=workers)
+    with _progress("clips") as advance:
+        summary = prepare_shards(manifest_url, out, settings, task=_task(task), workers=workers, progress=advance)
     typer.echo(str(summary))
 
 
@@ -116,7 +118,7 @@ def train(
     overrides: Overrides = None,
 ):
     """Train one stage of a recipe, or resume it."""
-    from pipelines.config import load_recipe
+    from pipelines.recipes import load_recipe
     from pipelines.run import STAGES, run_chain
 
     if stage not in STAGES:
@@ -130,7 +132,7 @@ def run(
     overrides: Overrides = None,
 ):
     """Run the whole chain; what is complete is skipped, what was interrupted resumes."""
-    from pipelines.config import load_recipe
+    from pipelines.recipes import load_recipe
     from pipelines.run import run_chain
 
     folder = run_chain(load_recipe(recipe, overrides or ()), say=typer.echo)
@@ -198,6 +200,16 @@ def _write_manifest(rows, out: str) -> None:
     from data_prep.manifest import write_manifest
 
     typer.echo(f"{out}: {write_manifest(rows, out)} clips")
+
+
+@contextlib.contextmanager
+def _progress(title: str):
+    """A progress bar; yields what is told (done, total)."""
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        shown = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(shown, completed=done, total=total)
 
 
 def _task(text: str) -> tuple[int, int]:

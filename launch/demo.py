@@ -16,9 +16,10 @@ from data_prep.media import ClipFormat
 from data_prep.prepare import PrepareConfig, prepare_shards
 from data_prep.readers.rendered import read_rendered
 from data_prep.rendering.config import RenderConfig
-from pipelines.config import Recipe, load_recipe
+from pipelines.config import Recipe
 from pipelines.evaluate import evaluate, table
 from pipelines.metrics.statistics import Bar
+from pipelines.recipes import load_recipe
 from pipelines.report import write_report
 
 CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 192, 64

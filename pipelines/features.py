@@ -73,7 +73,7 @@ def _check_provenance(path: Path, provenance: dict) -> None:
 
 
 def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None:
-    if (folder / "weights.safetensors").exists():
+    if (folder / "config.json").exists():
         return
     encoder = load_weights(SFCAVP, SFCAVPConfig, recipe.folder / "contrastive" / "export")
     conditioner = EncoderConditioner(encoder).to(device).eval()

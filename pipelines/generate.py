@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.audio import MEL_SPECS, log_mel
+from data_prep.audio import MEL_SPECS, log_mel, mel_basis
 from data_prep.frames import resize
 from data_prep.media import mux, probe, read_video
 from models.codecs.autoencoder import MelVAE, MelVAEConfig
@@ -19,8 +19,9 @@ from models.conditioning import Conditions, EncoderConditioner
 from models.generators.mmdit import MMDiT, MMDiTConfig
 from models.objectives.flow_matching import integrate
 from models.pretrained import load_weights
-from pipelines.config import Recipe, load_recipe
+from pipelines.config import Recipe
 from pipelines.features import load_conditioner
+from pipelines.recipes import load_recipe
 
 
 class RunError(RuntimeError):
@@ -46,7 +47,8 @@ class SoundModel:
         vae = load_weights(MelVAE, MelVAEConfig, require(run / "autoencoder" / "export"))
         conditioner = load_conditioner(require(run / "features" / "conditioner"))
         models = (model.to(device).eval().requires_grad_(False) for model in (conditioner, generator, vae))
-        return cls(recipe, *models, GriffinLim(MEL_SPECS[recipe.autoencoder.mel]).to(device), device)
+        spec = MEL_SPECS[recipe.autoencoder.mel]
+        return cls(recipe, *models, GriffinLim(spec, torch.as_tensor(mel_basis(spec))).to(device), device)
 
     @torch.no_grad()
     def latents(self, conditions: Conditions, noise: torch.Tensor) -> torch.Tensor:

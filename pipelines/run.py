@@ -14,11 +14,12 @@ from data_prep.index import ShardSet
 from models.codecs.autoencoder import PRESETS as VAE_PRESETS
 from models.pretrained import load_mmaudio_vae, load_torch_file, save_weights
 from pipelines.candidates import make_candidates
-from pipelines.config import Recipe, RecipeError, dump_recipe, load_recipe, to_tree
+from pipelines.config import Recipe
 from pipelines.engine.checkpoint import EXPORTED, weights_hash, write_atomically
 from pipelines.engine.trainer import Trainer
 from pipelines.engine.world import World, join_world
 from pipelines.features import extract_features
+from pipelines.recipes import RecipeError, dump_recipe, load_recipe, to_tree
 from pipelines.stages.autoencoder import AutoencoderStage
 from pipelines.stages.contrastive import ContrastiveStage
 from pipelines.stages.generative import GenerativeStage

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipelines.config import RecipeError, load_recipe
+from pipelines.recipes import RecipeError, load_recipe
 from pipelines.run import changed_keys, check_parents
 from tests.fixtures.tiny_chain import STEPS, command, finish, losses, overrides, start
 

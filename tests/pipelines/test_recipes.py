@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from models.generators.mmdit import PRESETS
-from pipelines.config import RecipeError, dump_recipe, load_recipe, merge, parse_recipe, shipped_recipes
+from pipelines.config import merge
+from pipelines.recipes import RecipeError, dump_recipe, load_recipe, parse_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
