@@ -164,7 +164,7 @@ def decode_audio(flac: bytes, start: int = 0, count: int | None = None) -> np.nd
     return np.concatenate(chunks)[start:stop]
 
 
-def mux(video: str | os.PathLike[str], waveform: Any, sample_rate: int, out: str | os.PathLike[str]) -> None:
+def mux(video: Source, waveform: Any, sample_rate: int, out: str | os.PathLike[str]) -> None:
     """Write `out` with the pictures of `video`, packet for packet as they are, and `waveform` (N,) as its only sound (AAC).
 
     Sample 0 falls on the file's time 0. `out` appears under its name once it is complete.
@@ -174,7 +174,7 @@ def mux(video: str | os.PathLike[str], waveform: Any, sample_rate: int, out: str
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     samples = np.asarray(waveform, dtype=np.float32).reshape(-1)
     try:
-        with opened(os.fspath(video)) as media, av.open(str(temporary), "w") as target:
+        with opened(video) as media, av.open(str(temporary), "w") as target:
             stream = video_stream(media)
             copy = target.add_stream_from_template(stream, opaque=True)
             audio = target.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=_AAC_BIT_RATE)
@@ -216,9 +216,26 @@ def _painted(
 
 def _copied(media: InputContainer, stream: av.VideoStream, copy: av.VideoStream) -> Iterator[av.Packet]:
     zero = round(origin(media) / stream.time_base)
+    for packet in _with_decoding_times(media, stream):
+        packet.pts = None if packet.pts is None else packet.pts - zero
+        packet.dts -= zero
+        packet.stream = copy
+        yield packet
+
+
+def _with_decoding_times(media: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Matroska leaves the decoding times out before the first reordered picture: count them back from the next."""
+    step = round(1 / (stream.average_rate or 25) / stream.time_base)
+    waiting: list[av.Packet] = []
     for packet in media.demux(stream):
-        if packet.dts is not None:
-            packet.pts = None if packet.pts is None else packet.pts - zero
-            packet.dts -= zero
-            packet.stream = copy
-            yield packet
+        if not packet.size:
+            continue  # PyAV's mark of the end, no data of the file
+        waiting.append(packet)
+        if packet.dts is None:
+            continue
+        for back, early in enumerate(reversed(waiting)):
+            early.dts = packet.dts - back * step
+        yield from waiting
+        waiting = []
+    if waiting:
+        raise ClipError("undecodable", f"{media.name}: its last {len(waiting)} video packets have no decoding times; remux the file first")

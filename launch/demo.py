@@ -61,7 +61,7 @@ def train(changes: Sequence[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *launcher, "run", "demo", *changes], env=environment)
     if done.returncode:
-        raise RuntimeError(f"the chain stopped with exit code {done.returncode}, its message is above; run the same command again to resume")
+        raise RuntimeError(f"the chain stopped with exit code {done.returncode} and the message above; the same command resumes it")
 
 
 def _processes() -> int:

@@ -65,8 +65,9 @@ def save_weights(module: nn.Module, config: Any, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    _write(folder / WEIGHTS, safetensors.torch.save(state))
-    _write(folder / CONFIG, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    _complete(folder / WEIGHTS, lambda path: safetensors.torch.save_file(state, path))
+    _complete(folder / CONFIG, lambda path: path.write_text(text))
 
 
 def load_weights(make: Callable[[Any], M], config_cls: type, folder: str | Path) -> M:
@@ -123,9 +124,9 @@ def _restored(hint: Any, value: Any, source: str) -> Any:
     return tuple(value) if isinstance(value, list) and typing.get_origin(hint) is tuple else value
 
 
-def _write(path: Path, data: bytes) -> None:
+def _complete(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
+    write(partial)
     os.replace(partial, path)
 
 

@@ -59,8 +59,9 @@ def load_conditioner(folder: Path) -> EncoderConditioner:
 
 
 def _provenance(recipe: Recipe) -> dict:
-    return {"data": ShardSet.open(recipe.data).hash, "seconds": recipe.clip.seconds, "size": recipe.clip.size, "mel": recipe.autoencoder.mel,
-            **{stage: weights_hash(recipe.folder / stage / "export") for stage in ("autoencoder", "contrastive")}}
+    clip, stages = recipe.clip, ("autoencoder", "contrastive")
+    settings = {"data": ShardSet.open(recipe.data).hash, "seconds": clip.seconds, "size": clip.size, "mel": recipe.autoencoder.mel}
+    return settings | {stage: weights_hash(recipe.folder / stage / "export") for stage in stages}
 
 
 def _check_provenance(path: Path, provenance: dict) -> None:
@@ -69,7 +70,8 @@ def _check_provenance(path: Path, provenance: dict) -> None:
     known = json.loads(path.read_text())
     changed = [name for name in provenance if known.get(name) != provenance[name]]
     if changed:
-        raise FeaturesError(f"{path.parent} was computed with another {', '.join(changed)}: delete that folder, or give the run another name")
+        what = ", ".join(changed)
+        raise FeaturesError(f"{path.parent} was computed with another {what}: delete that folder, or give the run another name")
 
 
 def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None:

@@ -111,7 +111,8 @@ class Chain:
         if self.world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and (changed := changed_keys(load_recipe(path), self.recipe)):
-                raise RecipeError(f"{path.parent} was started with other values of {', '.join(changed)}: restore them, or give name=another")
+                what = ", ".join(changed)
+                raise RecipeError(f"{path.parent} was started with other values of {what}: restore them, or give name=another")
             write_atomically(path, dump_recipe(self.recipe))
         self.world.barrier()
 
@@ -132,7 +133,9 @@ def changed_keys(before: Recipe, after: Recipe) -> list[str]:
     return [key for key in _differences(to_tree(before), to_tree(after)) if not key.startswith("evaluation") and not key.endswith(FREE)]
 
 
-FREE = ("threads", "stream.workers", "stream.cache_gb", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every", "preference.rounds")
+FREE = ("threads", "stream.workers", "stream.cache_gb", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every",
+        "preference.rounds")
+"""Ends of the keys that change how a run goes, not what it learns."""
 
 
 def _differences(before, after, path: str = "") -> list[str]:

@@ -82,8 +82,8 @@ def _check(heldout: float, clip_seconds: float | None, min_seconds: float) -> No
         raise ValueError(f"heldout is {heldout}: choose a share of the files from 0 to below 1")
     if clip_seconds is not None and not clip_seconds > 0:
         raise ValueError(f"clip_seconds is {clip_seconds}: choose a length above 0, or None for whole files")
-    if min_seconds < 0 or (clip_seconds is not None and min_seconds > clip_seconds):
-        raise ValueError(f"min_seconds is {min_seconds}: choose 0 to clip_seconds ({clip_seconds})")
+    if min_seconds < 0:
+        raise ValueError(f"min_seconds is {min_seconds}: choose a length of 0 or more")
 
 
 def _video_names(root: str) -> tuple[str, list[str]]:
@@ -127,9 +127,7 @@ def _pieces(wish: _Wish, source: str, clip_seconds: float | None, min_seconds: f
     try:
         length = probe(source).duration
     except ClipError:
-        # The file is not forgotten: its row fails with the reason when the shards are written.
-        yield replace(wish, end=None)
-        return
+        length = 0.0
     end = length if wish.end is None else min(wish.end, length)
     start = wish.start
     # A microsecond of tolerance: sums of decimal fractions are never exact.
@@ -137,6 +135,8 @@ def _pieces(wish: _Wish, source: str, clip_seconds: float | None, min_seconds: f
         stop = round(min(start + clip_seconds, end), 6)
         yield replace(wish, start=start, end=stop)
         start = stop
+    if start == wish.start:
+        yield wish  # broken or too short: its row fails with the reason when the shards are written, instead of vanishing here
 
 
 def _read_csv(url: str, names: list[str]) -> Iterator[_Wish]:

@@ -80,7 +80,11 @@ class SFCAVPConfig:
 PRESETS: dict[str, SFCAVPConfig] = {
     "r50": SFCAVPConfig(),
     "tiny": SFCAVPConfig(
-        video=slowfast.PRESETS["video_tiny"], audio=slowfast.PRESETS["audio_tiny"], temperature=0.1, feature_norm="batch"
+        video=slowfast.PRESETS["video_tiny"],
+        audio=slowfast.PRESETS["audio_tiny"],
+        temperature=0.1,
+        feature_norm="batch",
+        subtract_temporal_mean=True,
     ),
 }
 

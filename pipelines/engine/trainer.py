@@ -102,7 +102,8 @@ class Trainer:
         return self.stage.validate(self.engine.module, self.world.device)
 
     def _save(self) -> None:
-        save_checkpoint(self.checkpoints, self.step, self.engine, self.ema, self.stream.state_dict(), self.world, self.train.keep_checkpoints)
+        state = self.stream.state_dict()
+        save_checkpoint(self.checkpoints, self.step, self.engine, self.ema, state, self.world, self.train.keep_checkpoints)
 
     def _resume(self) -> int:
         state = load_checkpoint(self.checkpoints, self.engine, self.ema, self.world)

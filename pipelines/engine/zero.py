@@ -47,8 +47,9 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     # torch's own fused AdamW: DeepSpeed's would be compiled on first use.
     optimiser = torch.optim.AdamW(trainable, lr=options.lr, betas=tuple(options.betas), eps=options.eps,
                                   weight_decay=options.weight_decay, fused=True)
+    config = deepspeed_config(train, world)
     with _scalars_set_aside(module):
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=deepspeed_config(train, world), dist_init_required=False)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=config, dist_init_required=False)
     return engine
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,7 +64,12 @@ class ContrastiveStage(Stage):
 
 
 def retrieval_scalars(video: torch.Tensor, audio: torch.Tensor, galleries: int) -> dict[str, float]:
-    """R@1, R@5 and R@10 of whole clips: segment embeddings (N, S, D), normalised and laid end to end, so that cosines average over segments."""
-    video, audio = (torch.nn.functional.normalize(x, dim=-1).flatten(1).cpu().numpy() for x in (video, audio))
+    """R@1, R@5 and R@10 of whole clips, from their segment embeddings (N, S, D)."""
+    video, audio = clip_embeddings(video), clip_embeddings(audio)
     gallery = min(64, len(video))
     return {f"r@{k}": recall_at_k(video, audio, k, gallery, galleries).value for k in (1, 5, 10) if k <= gallery}
+
+
+def clip_embeddings(segments: torch.Tensor) -> np.ndarray:
+    """Normalised segment embeddings (N, S, D) laid end to end (N, S * D): a cosine of clips is then the mean over their segments."""
+    return torch.nn.functional.normalize(segments, dim=-1).flatten(1).cpu().numpy()

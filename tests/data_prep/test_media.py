@@ -50,7 +50,7 @@ def test_equal_input_gives_equal_bytes(plain, clip):
 
 def test_key_frames_are_regular_and_no_frame_waits_for_a_later_one(clip):
     with av.open(io.BytesIO(clip.mp4)) as media:
-        packets = [packet for packet in media.demux(video=0) if packet.dts is not None]
+        packets = [packet for packet in media.demux(video=0) if packet.size]
         assert not media.streams.audio
         assert media.streams.video[0].codec_context.pix_fmt == "yuv420p"
     assert [packet.pts for packet in packets] == [packet.dts for packet in packets]
@@ -122,14 +122,7 @@ def test_offset_between_the_streams_is_honoured(tmp_path, audio_start, video_sta
 
 
 def test_files_that_do_not_begin_at_zero_are_counted_from_their_beginning(tmp_path):
-    path = write_media(tmp_path / "a.mkv", audio_start=0.0, video_start=0.0)
-    with av.open(str(path)) as source, av.open(str(tmp_path / "late.mkv"), "w") as target:
-        copies = {stream.index: target.add_stream_from_template(stream, opaque=True) for stream in source.streams}
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.pts, packet.dts = packet.pts + 7000, packet.dts + 7000
-                packet.stream = copies[packet.stream.index]
-                target.mux(packet)
+    path, _ = write_media(tmp_path / "a.mkv"), write_media(tmp_path / "late.mkv", shift=7.0)
     late, plain = (transcode(str(name), 0.5, 1.5, FORMAT) for name in (tmp_path / "late.mkv", path))
     assert np.array_equal(decode_frames(late.mp4), decode_frames(plain.mp4))
     assert np.abs(decode_audio(late.flac) - decode_audio(plain.flac)).max() < 1e-3
@@ -220,20 +213,8 @@ def test_files_that_cannot_be_used_say_why(tmp_path, plain):
     assert caught.value.reason == "too_short"
 
 
-def test_faststart_file_cut_off_in_transfer_is_not_taken_for_a_shorter_one(tmp_path, plain):
-    with av.open(str(plain)) as source, av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as target:
-        stream = source.streams.video[0]
-        copy = target.add_stream_from_template(stream, opaque=True)
-        sound = target.add_stream("aac", rate=48000, layout="mono")
-        for packet in source.demux(stream):
-            if packet.dts is not None:
-                packet.stream = copy
-                target.mux(packet)
-        with av.open(str(plain)) as again:
-            for frame in again.decode(audio=0):
-                target.mux(sound.encode(frame))
-            target.mux(sound.encode())
-    data = (tmp_path / "fast.mp4").read_bytes()
+def test_faststart_file_cut_off_in_transfer_is_not_taken_for_a_shorter_one(tmp_path):
+    data = write_media(tmp_path / "fast.mp4", audio="aac", options={"movflags": "faststart"}).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
     assert probe(str(tmp_path / "cut.mp4")).duration == pytest.approx(2.0, abs=0.05)
     with pytest.raises(ClipError) as caught:
@@ -260,13 +241,13 @@ def test_fsspec_urls_are_read(plain):
 def packets_of(path):
     with av.open(str(path)) as media:
         video = media.streams.video[0]
-        packets = [(float(p.pts * p.time_base), bytes(p), p.is_keyframe) for p in media.demux(video) if p.dts is not None]
+        packets = [(float(p.pts * p.time_base), bytes(p), p.is_keyframe) for p in media.demux(video) if p.size]
         return video.codec_context.extradata, packets, [stream.type for stream in media.streams]
 
 
-@pytest.mark.parametrize("audio", ["aac", None])
-def test_mux_copies_the_video_packet_for_packet(tmp_path, audio):
-    video = write_media(tmp_path / "a.mp4", audio=audio, rotation=90)
+@pytest.mark.parametrize(("name", "audio"), [("a.mp4", "aac"), ("a.mp4", None), ("a.mkv", "pcm_s16le"), ("a.mov", "pcm_s16le")])
+def test_mux_copies_the_video_packet_for_packet(tmp_path, name, audio):
+    video = write_media(tmp_path / name, audio=audio, rotation=90)
     sound = ticking(2.0, 16000)
     mux(str(video), sound, 16000, str(tmp_path / "new" / "out.mp4"))
     (extradata, before, _), (copied, after, kinds) = packets_of(video), packets_of(tmp_path / "new" / "out.mp4")
@@ -277,6 +258,14 @@ def test_mux_copies_the_video_packet_for_packet(tmp_path, audio):
     assert np.abs(tick_times(decode_audio(clip.flac), 16000, 3) - TICKS).max() < 0.002
     assert (clip.width, clip.height, clip.channels) == (48, 64, 1)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.mp4"]
+
+
+def test_mux_counts_from_the_beginning_of_the_file(tmp_path):
+    video = write_media(tmp_path / "a.ts", audio="mp2", video_start=0.2)
+    mux(video, ticking(2.2, 16000), 16000, tmp_path / "out.mp4")
+    clip = transcode(str(tmp_path / "out.mp4"), 0.0, 2.0, FORMAT)
+    assert numbers(decode_frames(clip.mp4)).tolist() == [max(0, index - 5) for index in range(50)]
+    assert np.abs(tick_times(decode_audio(clip.flac), 16000, 3) - TICKS).max() < 0.002
 
 
 def test_mux_that_fails_leaves_nothing(tmp_path):

@@ -17,11 +17,12 @@ def test_resolved_recipe_reads_back_equal(name):
 def test_vggsound_has_the_papers_values():
     recipe = load_recipe("vggsound")
     assert recipe.generative.model == PRESETS["small_16k"]
-    generative, preference = recipe.generative.train, recipe.preference
-    assert (generative.steps, generative.batch_size, generative.optimiser.lr, generative.optimiser.betas) == (300_000, 512, 1e-4, (0.9, 0.95))
-    assert (generative.optimiser.schedule, generative.optimiser.milestones) == ("steps", (240_000, 270_000))
-    assert (preference.rounds, preference.candidates, preference.train.steps, preference.train.accumulation) == (5, 5, 1000, 2)
-    assert (preference.train.optimiser.lr, preference.train.optimiser.weight_decay, preference.train.optimiser.warmup_steps) == (5e-6, 1e-4, 100)
+    train, preference = recipe.generative.train, recipe.preference
+    assert (train.steps, train.batch_size, train.optimiser.lr, train.optimiser.betas) == (300_000, 512, 1e-4, (0.9, 0.95))
+    assert (train.optimiser.schedule, train.optimiser.milestones) == ("steps", (240_000, 270_000))
+    train = preference.train
+    assert (preference.rounds, preference.candidates, train.steps, train.accumulation) == (5, 5, 1000, 2)
+    assert (train.optimiser.lr, train.optimiser.weight_decay, train.optimiser.warmup_steps) == (5e-6, 1e-4, 100)
 
 
 def test_preset_with_changes():

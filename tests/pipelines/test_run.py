@@ -45,7 +45,8 @@ def test_another_recipe_under_the_same_name_is_refused(tiny):
 
 def test_changed_keys_are_those_that_matter(tiny):
     recipe = load_recipe("demo", overrides(tiny.folder, tiny.shards))
-    other = load_recipe("demo", [*overrides(tiny.folder, tiny.shards), "seed=7", "threads=2", "evaluation.clips=4", "generative.train.log_every=9"])
+    free = ["threads=2", "evaluation.clips=4", "generative.train.log_every=9"]
+    other = load_recipe("demo", [*overrides(tiny.folder, tiny.shards), "seed=7", *free])
     assert changed_keys(recipe, other) == ["seed"]
 
 

@@ -74,6 +74,7 @@ def test_files_are_cut_into_consecutive_clips(tmp_path):
     ]
     assert [row.end for row in read_folder(tmp_path, clip_seconds=0.8, min_seconds=0.5)] == [0.8, 1.6, None]
     assert [row.end for row in read_folder(tmp_path, clip_seconds=1.0)] == [1.0, 2.0, None]
+    assert [(row.start, row.end) for row in read_folder(tmp_path, clip_seconds=3.0, min_seconds=2.5)] == [(0.0, None)] * 2
     splits = {(row.source, row.split) for row in read_folder(tmp_path, clip_seconds=0.4, min_seconds=0.1, heldout=0.5)}
     assert len(splits) == 2
 
@@ -123,7 +124,7 @@ def test_csv_that_does_not_fit_is_refused_with_its_line(tmp_path, text, message)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"), [({"heldout": 1.0}, "heldout"), ({"clip_seconds": 0}, "clip_seconds"), ({"clip_seconds": 0.5}, "min_seconds")]
+    ("arguments", "field"), [({"heldout": 1.0}, "heldout"), ({"clip_seconds": 0}, "clip_seconds"), ({"min_seconds": -1}, "min_seconds")]
 )
 def test_impossible_arguments_are_refused(tmp_path, arguments, field):
     with pytest.raises(ValueError, match=field):

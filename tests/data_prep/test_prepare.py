@@ -1,0 +1,219 @@
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from contextlib import closing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.filters import FilterConfig
+from data_prep.index import ShardError, ShardSet, statistics, verify
+from data_prep.manifest import ManifestRow, read_manifest, write_manifest
+from data_prep.media import ClipFormat, decode_audio, decode_frames, transcode
+from data_prep.prepare import PrepareConfig, PrepareError, bytes_per_second, index_shards, make_clips, plan_shards, prepare_shards
+from data_prep.readers.folder import read_folder
+from tests.fixtures.made_media import ticking, write_media
+
+FORMAT = ClipFormat(short_side=32, sample_rate=8000, crf=18)
+SETTINGS = PrepareConfig(format=FORMAT, rows_per_shard=3)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    """Eight clips of two good files, and one file for every way to fail; the manifest lies beside them."""
+    root = tmp_path_factory.mktemp("collection")
+    (root / "videos").mkdir()
+    write_media(root / "videos" / "one.mkv")
+    write_media(root / "videos" / "two.mp4", fps=21.5, audio="aac", layout="stereo")
+    write_media(root / "videos" / "mute.mp4", audio=None)
+    (root / "videos" / "empty.mp4").write_bytes(b"")
+    (root / "videos" / "page.mp4").write_bytes(b"<html></html>")
+    write_media(root / "videos" / "silent.mkv", seconds=0.5, volume=0.0)
+    rows = list(read_folder(root / "videos", heldout=0.3, clip_seconds=0.5, min_seconds=0.5))
+    rows.append(ManifestRow(key="absent", dataset="folder", source=str(root / "videos" / "absent.mp4"), labels=["ghost"]))
+    write_manifest(rows, root / "manifest.parquet")
+    return root
+
+
+def sidecars(folder):
+    rows = [row for path in sorted(folder.glob("shard-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return {row["key"]: row for row in rows}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+
+
+@pytest.fixture(scope="module")
+def prepared(collection):
+    settings = dataclasses.replace(SETTINGS, format=dataclasses.replace(FORMAT, min_seconds=0.25))
+    told = []
+    summary = prepare_shards(
+        collection / "manifest.parquet", collection / "out", settings, workers=2, progress=lambda done, total: told.append((done, total))
+    )
+    return collection / "out", settings, summary, told
+
+
+def test_every_row_ends_as_ok_dropped_or_failed(prepared, collection):
+    out, _, summary, told = prepared
+    rows, wanted = sidecars(out), read_manifest(collection / "manifest.parquet")
+    assert sorted(rows) == sorted(row.key for row in wanted)
+    outcomes = {row.source.rsplit("/", 1)[-1]: (rows[row.key]["status"], rows[row.key]["reason"]) for row in wanted}
+    assert outcomes == {
+        "one.mkv": ("ok", None), "two.mp4": ("ok", None), "mute.mp4": ("dropped", "no_audio"), "silent.mkv": ("dropped", "silent"),
+        "empty.mp4": ("failed", "undecodable"), "page.mp4": ("failed", "undecodable"), "absent.mp4": ("failed", "missing"),
+    }  # fmt: skip
+    assert (summary.ok, summary.dropped, summary.failed) == (8, 5, 3)
+    assert summary.reasons == {"no_audio": 4, "undecodable": 2, "silent": 1, "missing": 1}
+    assert "8 kept, 5 dropped, 3 failed (no_audio 4" in str(summary)
+    assert told == [(done, 16) for done in range(1, 17)]
+    assert rows["absent"]["labels"] == ["ghost"] and "absent.mp4: no such file" in rows["absent"]["message"]
+    silent = rows["folder_silent_0"]
+    assert silent["loudness"] == -120.0 and silent["silence"] == 1.0 and silent["members"] == []
+
+
+def test_clips_are_what_transcode_makes(prepared, collection):
+    out, settings, _, _ = prepared
+    shards = ShardSet.open(str(out))
+    places = [(shard, row) for shard, count in enumerate(shards.counts) for row in range(count)]
+    clips = {shards.entry(*place).key: (shards.entry(*place), shards.read(*place)) for place in places}
+    assert len(clips) == len(shards) == 8
+    entry, members = clips["folder_two_500"]
+    direct = transcode(str(collection / "videos" / "two.mp4"), 0.5, 1.0, settings.format)
+    assert sorted(members) == ["flac", "json", "mp4"]
+    assert members["mp4"] == direct.mp4 and members["flac"] == direct.flac
+    described = json.loads(members["json"])
+    assert described["key"] == "folder_two_500" and described["start"] == 0.5 and described["end"] == 1.0 and described["extra"] == {}
+    assert described["duration"] == 0.5 == entry.columns["duration"] and described["source_fps"] == pytest.approx(21.5)
+    assert len(decode_frames(members["mp4"])) == 12 and len(decode_audio(members["flac"])) == 4000
+    assert np.abs(decode_audio(clips["folder_one_0"][1]["flac"])[:3000] - ticking(0.5, 8000)[:3000]).max() < 2e-3
+
+
+def test_index_is_written_and_the_shards_are_sound(prepared):
+    out, _, _, _ = prepared
+    assert verify(str(out)) == []
+    totals = statistics(str(out))
+    assert (totals["rows"], totals["clips"]) == (16, 8) and totals["failed"] == {"undecodable": 2, "missing": 1}
+    settings = ShardSet.open(str(out)).settings
+    assert settings["format"]["short_side"] == 32 and settings["rows_per_shard"] == 3 and settings["shards"] == 6
+
+
+def test_what_is_there_is_not_made_again(prepared, collection):
+    out, settings, _, _ = prepared
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("shard-*")}
+    lost = out / "shard-000001.parquet"
+    lost.unlink()
+    relaxed = dataclasses.replace(settings, clip_timeout=77.0, media_root="/elsewhere")
+    summary = prepare_shards(collection / "manifest.parquet", out, relaxed, workers=1)
+    assert (summary.shards, summary.skipped) == (1, 5)
+    for path, (time, data) in before.items():
+        assert path.read_bytes() == data
+        assert (path.stat().st_mtime_ns == time) == (not path.name.startswith("shard-000001"))
+
+
+def test_tasks_make_the_same_shards_between_them(prepared, collection, tmp_path):
+    out, settings, _, _ = prepared
+    with pytest.raises(PrepareError, match="no settings.json"):
+        index_shards(tmp_path)
+    prepare_shards(collection / "manifest.parquet", tmp_path, settings, task=(1, 2), workers=2)
+    with pytest.raises(ShardError, match="3 of 6 shards missing"):
+        index_shards(tmp_path)
+    prepare_shards(collection / "manifest.parquet", tmp_path, settings, task=(0, 2), workers=2)
+    assert not (tmp_path / "dataset.json").exists()
+    assert len(index_shards(tmp_path)) == 8
+    assert contents(tmp_path) == contents(out)
+
+
+def test_other_settings_are_not_mixed_in(prepared, collection, tmp_path):
+    out, settings, _, _ = prepared
+    other = dataclasses.replace(settings, format=dataclasses.replace(settings.format, fps=12.5), filters=FilterConfig(max_silence=0.5))
+    with pytest.raises(PrepareError, match=r"out holds shards made with format.fps 25.0 \(now 12.5\), filters.max_silence 0.9 \(now 0.5\)"):
+        prepare_shards(collection / "manifest.parquet", out, other)
+    write_manifest(read_manifest(collection / "manifest.parquet")[1:], tmp_path / "less.parquet")
+    with pytest.raises(PrepareError, match="manifest"):
+        prepare_shards(tmp_path / "less.parquet", out, settings)
+
+
+def test_a_decoder_that_hangs_or_dies_costs_one_clip(collection, tmp_path):
+    os.mkfifo(tmp_path / "hang.mp4")
+    os.mkfifo(tmp_path / "die.mp4")
+    good = str(collection / "videos" / "one.mkv")
+    sources = {"a": good, "hang": str(tmp_path / "hang.mp4"), "b": good, "die": str(tmp_path / "die.mp4"), "c": good}
+    rows = [ManifestRow(key=key, dataset="d", source=source, end=1.0) for key, source in sources.items()]
+
+    def kill_the_reader():
+        descriptor = os.open(tmp_path / "die.mp4", os.O_WRONLY)  # returns once the worker has opened the other end
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+        os.close(descriptor)
+
+    threading.Thread(target=kill_the_reader, daemon=True).start()
+    with closing(make_clips(rows, PrepareConfig(format=FORMAT, clip_timeout=3.0), workers=1)) as clips:
+        outcomes = {row.key: (outcome.status, outcome.reason) for row, outcome in clips}
+    assert outcomes == {key: ("ok", None) for key in "abc"} | {"hang": ("failed", "timeout"), "die": ("failed", "crashed")}
+    assert not multiprocessing.active_children()
+
+
+def test_a_wrong_media_root_stops_the_run_and_the_right_one_is_used(collection, tmp_path):
+    rows = [ManifestRow(key=f"k{index}", dataset="d", source="videos/one.mkv", end=1.0) for index in range(8)]
+    write_manifest(rows, tmp_path / "m.parquet")
+    settings = PrepareConfig(format=FORMAT, media_root=str(tmp_path))
+    with pytest.raises(PrepareError, match="shard-000000: none of its 8 clips could be made.*videos/one.mkv: no such file"):
+        prepare_shards(tmp_path / "m.parquet", tmp_path / "out", settings)
+    assert not list((tmp_path / "out").glob("*shard*"))
+    summary = prepare_shards(tmp_path / "m.parquet", tmp_path / "out", dataclasses.replace(settings, media_root=f"{collection}/"))
+    assert (summary.shards, summary.ok) == (1, 8)
+
+
+splits = st.sampled_from(["train", "heldout", "test"])
+keys_and_splits = st.dictionaries(st.text("abcdef", min_size=1, max_size=8), splits, min_size=1, max_size=60)
+
+
+@given(keys_and_splits, st.integers(1, 20), st.integers(0, 3), st.randoms())
+def test_plan_deals_every_row_once_to_shards_of_its_split(rows, rows_per_shard, seed, random):
+    table = pa.table({"key": list(rows), "split": list(rows.values())})
+    plans = plan_shards(table, rows_per_shard, seed)
+    assert sorted(row for plan in plans for row in plan.rows) == list(range(len(rows)))
+    assert [plan.number for plan in plans] == list(range(len(plans)))
+    for plan in plans:
+        assert {list(rows.values())[row] for row in plan.rows} == {plan.split} and len(plan.rows) <= rows_per_shard
+        sizes = [len(other.rows) for other in plans if other.split == plan.split]
+        assert max(sizes) - min(sizes) <= 1
+    # The same keys in another order make the same shards.
+    shuffled = random.sample(range(len(rows)), len(rows))
+    again = plan_shards(table.take(shuffled), rows_per_shard, seed)
+    assert [[shuffled[row] for row in plan.rows] for plan in again] == [plan.rows for plan in plans]
+
+
+def test_neighbours_are_scattered_and_seeds_differ():
+    table = pa.table({"key": [f"video_{index:04d}" for index in range(1000)], "split": ["train"] * 1000})
+    first, second = (np.array(plan_shards(table, 100, seed)[0].rows) for seed in (0, 1))
+    assert first[:4].tolist() == plan_shards(table, 50, 0)[0].rows[:4]
+    assert first.min() < 50 and first.max() > 950 and len(set(first) & set(second)) < 30
+    assert abs(np.corrcoef(first, np.arange(100))[0, 1]) < 0.3
+
+
+def test_estimate_of_a_clip_size_follows_its_format():
+    plain = bytes_per_second(ClipFormat())
+    assert 60e3 < plain < 120e3
+    assert bytes_per_second(ClipFormat(crop=True)) < plain < bytes_per_second(ClipFormat(sample_rate=44100))
+    assert bytes_per_second(ClipFormat(short_side=128)) < 0.6 * plain < plain < bytes_per_second(ClipFormat(crf=18))
+
+
+@pytest.mark.parametrize(("field", "value"), [("rows_per_shard", 0), ("shard_mb", 0), ("clip_timeout", 0.0)])
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        PrepareConfig(**{field: value})
+
+
+@pytest.mark.parametrize("task", [(1, 1), (-1, 2), (0, 0)])
+def test_impossible_tasks_are_refused(collection, tmp_path, task):
+    with pytest.raises(ValueError, match="task"):
+        prepare_shards(collection / "manifest.parquet", tmp_path, SETTINGS, task=task)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.encoders.sf_cavp import PRESETS, SFCAVP, SFCAVPConfig
+
+TINY = PRESETS["tiny"]
+
+
+def clip(batch: int, segments: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    frames = torch.rand(batch, 32 * segments, 3, 32, 32, generator=random)
+    return frames, -5 + 2 * torch.randn(batch, 128, 128 * segments, generator=random)
+
+
+def trained_statistics(model: SFCAVP) -> SFCAVP:
+    """One pass in training mode, so that batch norms differ from the identity; then evaluation mode."""
+    model.train()(*clip(4, 1, seed=1))
+    return model.eval()
+
+
+def test_shapes_of_all_features():
+    model = SFCAVP(TINY).eval()
+    frames, mel = clip(2, 3)
+    video, audio = model.encode_video(frames), model.encode_audio(mel)
+    assert video.segments.shape == audio.segments.shape == (2, 3, 640)
+    assert video.semantic.shape == (2, 3 * 8, model.semantic_dim) and model.semantic_dim == 512
+    assert video.sync.shape == audio.frames.shape == (2, 3 * 32, model.sync_dim) and model.sync_dim == 128
+
+
+def test_a_clip_is_encoded_as_its_segments_are():
+    model = trained_statistics(SFCAVP(TINY))
+    frames, mel = clip(2, 3)
+    whole, sound = model.encode_video(frames), model.encode_audio(mel)
+    for s in range(3):
+        part = model.encode_video(frames[:, 32 * s : 32 * (s + 1)])
+        torch.testing.assert_close(whole.segments[:, s], part.segments[:, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(whole.semantic[:, 8 * s : 8 * (s + 1)], part.semantic, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(whole.sync[:, 32 * s : 32 * (s + 1)], part.sync, rtol=1e-4, atol=1e-4)
+        heard = model.encode_audio(mel[:, :, 128 * s : 128 * (s + 1)])
+        torch.testing.assert_close(sound.segments[:, s], heard.segments[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("frames", "hop", "segments"), [(200, 32, 6), (200, 16, 11), (250, 32, 7), (250, 16, 14), (33, 32, 1)])
+def test_number_of_segments(frames, hop, segments):
+    """8 s and 10 s with and without overlap give the S that AVP-RPO ranks."""
+    model = SFCAVP(replace(TINY, hop_frames=hop)).eval()
+    with torch.no_grad():
+        assert model.encode_video(torch.rand(1, frames, 3, 16, 16)).segments.shape[1] == segments
+        assert model.encode_audio(torch.randn(1, 128, 4 * frames)).segments.shape[1] == segments
+
+
+def test_loss_starts_near_chance_and_falls_on_a_few_clips():
+    torch.manual_seed(0)
+    model = SFCAVP(TINY)
+    frames, mel = clip(4, 1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        out = model(frames, mel)
+        optimiser.zero_grad()
+        out["loss"].backward()
+        optimiser.step()
+        losses.append(out["loss"].item())
+    assert abs(losses[0] - math.log(4)) < 2
+    assert losses[-1] < 0.2 and out["accuracy"] == 1
+    assert out.keys() == {"loss", "accuracy", "temperature"} and not out["temperature"].requires_grad
+
+
+def test_temperature_starts_as_configured_stays_within_bounds_and_always_has_a_gradient():
+    model = SFCAVP(replace(TINY, temperature=0.07, temperature_bounds=(0.01, 0.5)))
+    assert model.temperature.item() == pytest.approx(0.07, rel=1e-5)
+    for logit in (-8.0, 8.0):
+        torch.nn.init.constant_(model.temperature_logit, logit)
+        model.temperature_logit.grad = None
+        model.temperature.backward()
+        assert 0.01 <= model.temperature.item() <= 0.5 and model.temperature_logit.grad > 0
+
+
+def test_similarity_is_the_cosine_of_each_segment():
+    model = SFCAVP(TINY)
+    video, audio = torch.randn(2, 2, 3, 640)
+    expected = (F.normalize(video, dim=-1) * F.normalize(audio, dim=-1)).sum(-1)
+    torch.testing.assert_close(model.similarity(video, audio), expected)
+    with pytest.raises(ValueError, match="cut both to one length"):
+        model.similarity(video, audio[:, :2])
+
+
+def test_temporal_mean_hides_a_still_background():
+    model = SFCAVP(replace(TINY, subtract_temporal_mean=True)).eval()
+    frames, _ = clip(1, 1)
+    background = torch.rand(1, 1, 3, 32, 32)
+    torch.testing.assert_close(model.encode_video(frames).segments, model.encode_video(frames + background).segments, rtol=1e-3, atol=1e-3)
+
+
+def test_feature_norm_standardises_the_embeddings():
+    model = SFCAVP(TINY).train()
+    segments = model.encode_audio(clip(8, 1)[1]).segments.flatten(0, 1)
+    assert segments.mean(dim=0).abs().max() < 1e-4
+    assert isinstance(SFCAVP(replace(TINY, feature_norm="none")).audio_norm, torch.nn.Identity)
+
+
+def test_clips_that_do_not_fit_are_refused():
+    model = SFCAVP(TINY)
+    frames, mel = clip(2, 2)
+    with pytest.raises(ValueError, match="31 frames is shorter than one segment of 32"):
+        model.encode_video(frames[:, :31])
+    with pytest.raises(ValueError, match="127 mel frames is shorter"):
+        model.encode_audio(mel[:, :, :127])
+    with pytest.raises(ValueError, match=r"video gives segments \(2, 2, 640\) and audio \(2, 1, 640\)"):
+        model(frames, mel[:, :, :128])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hop_frames": 0}, "hop_frames is 0: choose 1 to segment_frames"),
+        ({"segment_mels": 100, "hop_frames": 5}, "whole number of mels per hop"),
+        ({"temperature": 2.0}, "temperature is 2.0: choose a value between"),
+        ({"video_mean": (0.5,)}, "give 3 values"),
+        ({"mel_std": 0.0}, "give values above 0"),
+        ({"feature_norm": "layer"}, "feature_norm is 'layer'"),
+        ({"video": TINY.video}, "towers give 640 and 2304 channels"),
+    ],
+)
+def test_impossible_configs_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SFCAVPConfig(**changes)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from models.codecs.autoencoder import PRESETS as VAE_PRESETS
+from models.codecs.autoencoder import MelVAE, MelVAEConfig
+from models.encoders.sf_cavp import PRESETS as CAVP_PRESETS
+from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
+from models.generators.mmdit import MMDiT
+from models.pretrained import load_mmaudio, load_mmaudio_vae, load_slowfast_r50, load_torch_file, load_weights, save_weights
+from tests.fixtures.made_weights import made_state, parity_keys
+
+
+def zeros(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """A checkpoint of the right names and shapes that takes no time to draw."""
+    return {name: torch.zeros(shape) for name, shape in keys.items()}
+
+
+@pytest.fixture(scope="module")
+def vae() -> MelVAE:
+    torch.manual_seed(0)
+    model = MelVAE(VAE_PRESETS["tiny"])
+    model.set_data_stats(torch.randn(80), torch.rand(80) + 0.5)
+    return model
+
+
+def test_mmaudio_loads_and_its_old_tables_are_dropped():
+    state = zeros(parity_keys("mmdit_small_16k"))
+    state["empty_clip_feat"] += 3
+    tables = {"t_embed.freqs": torch.zeros(128), "latent_rot": torch.zeros(1, 250, 32, 2, 2), "clip_rot": torch.zeros(1, 64, 32, 2, 2)}
+    model = load_mmaudio(state | tables, "small_16k")
+    assert isinstance(model, MMDiT) and sum(p.numel() for p in model.parameters()) >= 157_000_000
+    assert (model.empty_clip_feat == 3).all()
+
+
+def test_slowfast_takes_every_public_weight_but_the_classifier():
+    state = made_state(parity_keys("slowfast_r50_video"), unit_vectors=True)
+    ours = load_slowfast_r50({"model_state": state}).state_dict()
+    theirs = {name: value for name, value in state.items() if not name.startswith("blocks.6.")}
+    assert len(ours) == len(theirs) == 660
+    pairs = {
+        "slow_stem.0.conv.weight": "blocks.0.multipathway_blocks.0.conv.weight",
+        "fast_stem.0.norm.running_var": "blocks.0.multipathway_blocks.1.norm.running_var",
+        "laterals.3.0.conv.weight": "blocks.3.multipathway_fusion.conv_fast_to_slow.weight",
+        "slow_stages.2.0.shortcut.norm.bias": "blocks.3.multipathway_blocks.0.res_blocks.0.branch1_norm.bias",
+        "fast_stages.3.2.c.conv.weight": "blocks.4.multipathway_blocks.1.res_blocks.2.branch2.conv_c.weight",
+    }
+    assert all(torch.equal(ours[a], theirs[b]) for a, b in pairs.items())
+
+
+def test_a_checkpoint_that_does_not_fit_is_explained():
+    state = zeros(parity_keys("slowfast_r50_video"))
+    del state["blocks.0.multipathway_blocks.0.conv.weight"]
+    state["blocks.9.extra"] = torch.zeros(1)
+    state["blocks.0.multipathway_fusion.norm.bias"] = torch.zeros(7)
+    with pytest.raises(ValueError) as error:
+        load_slowfast_r50(state)
+    assert str(error.value) == (
+        "PyTorchVideo slowfast_r50 checkpoint does not fit SlowFast: 1 missing (slow_stem.0.conv.weight), 1 not known (blocks.9.extra), "
+        "1 of another shape (laterals.0.0.norm.bias); choose the preset it was made with"
+    )
+
+
+def test_a_wrong_preset_is_named():
+    with pytest.raises(ValueError, match="no preset '48k': choose one of 16k, 44k, tiny"):
+        load_mmaudio_vae({}, "48k")
+    with pytest.raises(ValueError, match=r"MelVAE: 35 missing \(.*, \.\.\.\)"):
+        load_mmaudio_vae({}, "tiny")
+
+
+def test_weights_come_back_as_they_were_saved(tmp_path, vae):
+    save_weights(vae, vae.config, tmp_path / "export")
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["config.json", "weights.safetensors"]
+    again = load_weights(MelVAE, MelVAEConfig, tmp_path / "export")
+    assert again.config == vae.config
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), vae.state_dict().values(), strict=True))
+
+
+def test_nested_configs_come_back_equal(tmp_path):
+    config = replace(CAVP_PRESETS["tiny"], hop_frames=16, video_mean=(0.1, 0.2, 0.3))
+    save_weights(SFCAVP(config), config, tmp_path)
+    assert load_weights(SFCAVP, SFCAVPConfig, tmp_path).config == config
+
+
+def test_what_cannot_be_loaded_is_explained(tmp_path, vae):
+    with pytest.raises(FileNotFoundError, match="config.json is missing: name a folder written by save_weights"):
+        load_weights(MelVAE, MelVAEConfig, tmp_path)
+    save_weights(vae, vae.config, tmp_path)
+    with pytest.raises(ValueError, match="config.json is no SFCAVPConfig: unknown field activation_limit, bands, decoder_blocks, ..."):
+        load_weights(SFCAVP, SFCAVPConfig, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden": 32}))
+    with pytest.raises(ValueError, match="weights.safetensors does not fit MelVAE: 2[0-9] of another shape"):
+        load_weights(MelVAE, MelVAEConfig, tmp_path)
+    del config["bands"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="config.json is no MelVAEConfig: missing field bands"):
+        load_weights(MelVAE, MelVAEConfig, tmp_path)
+
+
+@dataclass
+class NotATensor:
+    """What a foreign checkpoint may hold beside tensors."""
+
+    epoch: int = 3
+
+
+def test_torch_files_may_hold_tensors_only(tmp_path):
+    torch.save({"weight": torch.ones(2), "step": 4}, tmp_path / "good.pt")
+    assert load_torch_file(tmp_path / "good.pt")["step"] == 4
+    torch.save({"trainer": NotATensor()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="bad.pt is refused: it holds more than tensors, or is no torch file"):
+        load_torch_file(tmp_path / "bad.pt")
+    (tmp_path / "text.pt").write_text("not found")
+    with pytest.raises(ValueError, match="text.pt is refused"):
+        load_torch_file(tmp_path / "text.pt")
