@@ -10,6 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as ClipTimeout
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing import get_context
@@ -260,6 +261,9 @@ def _collect(row: ManifestRow, future: ProcessFuture, settings: PrepareConfig) -
         return row, _failure(row, "timeout", f"no result within {settings.clip_timeout:g} s")
     except ProcessExpired as error:
         return row, _failure(row, "crashed", f"the process that decoded it ended with code {error.exitcode}")
+    except BrokenProcessPool as error:
+        problem = "the worker processes end before they begin"
+        raise RuntimeError(f"{problem}: a script must call prepare_shards below `if __name__ == '__main__':`") from error
 
 
 def make_clip(row: ManifestRow, settings: PrepareConfig) -> Outcome:

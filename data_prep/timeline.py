@@ -111,7 +111,10 @@ def centre_square(picture: np.ndarray) -> np.ndarray:
 
 
 def sound(media: InputContainer, start: float, samples: int, rate: int) -> np.ndarray:
-    """Mono sound (samples,) float32 at `rate`, sample n taken at start + n / rate; silence where the file has none."""
+    """Mono sound (samples,) float32 at `rate`, silence where the file has none.
+
+    Sample n is taken at start + n / rate, to half a sample of the source.
+    """
     audio = audio_stream(media)
     if audio is None:
         raise ClipError("no_audio", f"{media.name}: no audio stream")

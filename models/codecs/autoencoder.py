@@ -116,7 +116,19 @@ class MelVAE(nn.Module):
         return self.decoder(latent.to(self.decoder.conv_in.weight.dtype)).float()
 
 
-class Encoder(nn.Module):
+class GainedOutput(nn.Module):
+    """The encoder's or decoder's learnable gain. A scalar in state dicts, as published, but a vector of one value as a parameter:
+    DeepSpeed cannot broadcast scalars.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.learnable_gain = nn.Parameter(torch.zeros(1))
+        self.register_state_dict_post_hook(lambda _, state, prefix, *__: _reshape_gain(state, prefix, ()))
+        self.register_load_state_dict_pre_hook(lambda _, state, prefix, *__: _reshape_gain(state, prefix, (1,)))
+
+
+class Encoder(GainedOutput):
     """Mel (B, F, T) -> mean and log-variance (B, 2 C, T / 2)."""
 
     def __init__(self, config: MelVAEConfig):
@@ -132,7 +144,6 @@ class Encoder(nn.Module):
             self.down.append(down)
         self.mid = Middle(config, dims[-1])
         self.conv_out = _conv(config, dims[-1], 2 * config.latent_dim, 3)
-        self.learnable_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -143,7 +154,7 @@ class Encoder(nn.Module):
         return self.conv_out(mp_silu(self.mid(x)), gain=1 + self.learnable_gain)
 
 
-class Decoder(nn.Module):
+class Decoder(GainedOutput):
     """Latent (B, C, N) -> mel (B, F, 2 N)."""
 
     def __init__(self, config: MelVAEConfig):
@@ -159,7 +170,6 @@ class Decoder(nn.Module):
                 up.upsample = Upsample(config, dim)
             self.up.append(up)
         self.conv_out = _conv(config, dims[0], config.bands, 3)
-        self.learnable_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -253,6 +263,12 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.repeat_interleave(2, dim=2))
+
+
+def _reshape_gain(state: dict[str, Tensor], prefix: str, shape: tuple[int, ...]) -> None:
+    name = f"{prefix}learnable_gain"
+    if name in state:
+        state[name] = state[name].reshape(shape)
 
 
 def _conv(config: MelVAEConfig, in_dim: int, out_dim: int, kernel: int) -> MPConv1d:

@@ -113,7 +113,7 @@ class SFCAVP(nn.Module):
     def temperature(self) -> Tensor:
         """Temperature within its bounds. A sigmoid between their logarithms: a clamp has no gradient once outside, and would stay there."""
         low, high = (math.log(bound) for bound in self.config.temperature_bounds)
-        return torch.exp(low + (high - low) * torch.sigmoid(self.temperature_logit.float()))
+        return torch.exp(low + (high - low) * torch.sigmoid(self.temperature_logit.float()))[0]
 
     def forward(self, frames: Tensor, mel: Tensor) -> dict[str, Tensor]:
         """Frames (B, T, C, H, W) in [0, 1] and their log-mel (B, F, T') -> `loss` of the global batch, `accuracy`, `temperature`."""
@@ -171,5 +171,6 @@ def _feature_norm(config: SFCAVPConfig) -> nn.Module:
 
 
 def _temperature_logit(config: SFCAVPConfig) -> Tensor:
+    """One value in a vector: DeepSpeed cannot broadcast scalar parameters."""
     low, high = (math.log(bound) for bound in config.temperature_bounds)
-    return torch.logit(torch.tensor((math.log(config.temperature) - low) / (high - low)))
+    return torch.logit(torch.tensor([(math.log(config.temperature) - low) / (high - low)]))

@@ -43,31 +43,22 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     import deepspeed
 
     options = train.optimiser
+    _scalars_as_vectors(module)
     trainable = [p for p in module.parameters() if p.requires_grad]
     # torch's own fused AdamW: DeepSpeed's would be compiled on first use.
     optimiser = torch.optim.AdamW(trainable, lr=options.lr, betas=tuple(options.betas), eps=options.eps,
                                   weight_decay=options.weight_decay, fused=True)
     config = deepspeed_config(train, world)
-    with _scalars_set_aside(module):
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=config, dist_init_required=False)
     return engine
 
 
-@contextlib.contextmanager
-def _scalars_set_aside(module: nn.Module) -> Iterator[None]:
-    """Broadcast 0-dimensional parameters ourselves: DeepSpeed views each as bytes, which torch refuses for a scalar.
-
-    The mark makes it pass them over; they train like all others.
-    """
-    scalars = [p for p in module.parameters() if p.dim() == 0]
-    for scalar in scalars:
-        torch.distributed.broadcast(scalar.data, 0)
-        scalar.ds_optim_param = True
-    try:
-        yield
-    finally:
-        for scalar in scalars:
-            del scalar.ds_optim_param
+def _scalars_as_vectors(module: nn.Module) -> None:
+    """Let 0-dimensional parameters train as vectors of one: DeepSpeed broadcasts bytes that a scalar cannot be viewed as."""
+    for parameter in module.parameters():
+        if parameter.dim() == 0:
+            parameter.data = parameter.data.reshape(1)
+            parameter.scalar = True
 
 
 def master_shards(engine) -> Sequence[torch.Tensor]:
@@ -95,6 +86,7 @@ def gather_weights(engine) -> dict[str, torch.Tensor]:
     """The full fp32 state dict on the CPU; collective: every rank must call it."""
     wanted = engine.module.state_dict().keys()
     weights = {name: _full(engine, parameter) for name, parameter in engine.module.named_parameters()}
+    weights |= {name: weights[name].reshape(()) for name, p in engine.module.named_parameters() if hasattr(p, "scalar")}
     weights |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
     return {name: weights[name] for name in wanted}
 

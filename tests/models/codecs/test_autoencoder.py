@@ -51,6 +51,17 @@ def test_state_dict_is_named_as_published(preset):
     assert {name: list(value.shape) for name, value in state.items()} == parity_keys(f"vae_{preset}")
 
 
+def test_no_parameter_is_a_scalar_for_deepspeed_cannot_broadcast_one():
+    vae = MelVAE(TINY)
+    parameters = dict(vae.named_parameters())
+    assert min(p.dim() for p in parameters.values()) == 1
+    torch.nn.init.constant_(vae.decoder.learnable_gain, 0.25)
+    weights = {name: parameters.get(name, value) for name, value in vae.state_dict().items()}
+    again = MelVAE(TINY)
+    again.load_state_dict(weights)
+    assert again.decoder.learnable_gain.tolist() == [0.25] and again.state_dict()["decoder.learnable_gain"].shape == ()
+
+
 @pytest.mark.parametrize("frames", [2, 64, 240])
 def test_shapes(frames):
     vae = MelVAE(TINY)
