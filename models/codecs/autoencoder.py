@@ -124,8 +124,8 @@ class GainedOutput(nn.Module):
     def __init__(self):
         super().__init__()
         self.learnable_gain = nn.Parameter(torch.zeros(1))
-        self.register_state_dict_post_hook(lambda _, state, prefix, *__: _reshape_gain(state, prefix, ()))
-        self.register_load_state_dict_pre_hook(lambda _, state, prefix, *__: _reshape_gain(state, prefix, (1,)))
+        self.register_state_dict_post_hook(_gain_as_scalar)
+        self.register_load_state_dict_pre_hook(_gain_as_vector)
 
 
 class Encoder(GainedOutput):
@@ -265,10 +265,13 @@ class Upsample(nn.Module):
         return self.conv(x.repeat_interleave(2, dim=2))
 
 
-def _reshape_gain(state: dict[str, Tensor], prefix: str, shape: tuple[int, ...]) -> None:
-    name = f"{prefix}learnable_gain"
-    if name in state:
-        state[name] = state[name].reshape(shape)
+def _gain_as_scalar(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    state[f"{prefix}learnable_gain"] = state[f"{prefix}learnable_gain"].reshape(())
+
+
+def _gain_as_vector(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    if f"{prefix}learnable_gain" in state:
+        state[f"{prefix}learnable_gain"] = state[f"{prefix}learnable_gain"].reshape(1)
 
 
 def _conv(config: MelVAEConfig, in_dim: int, out_dim: int, kernel: int) -> MPConv1d:

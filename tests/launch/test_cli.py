@@ -65,7 +65,6 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
         main()
     said = capsys.readouterr()
     assert stopped.value.code == 2
-    assert said.out == ""
     assert said.err.startswith("foleyscale: ") and said.err.count("\n") == 1
     assert message in said.err
 
