@@ -1,4 +1,4 @@
-# A base with Python 3.10 or newer and pip, on Debian or Ubuntu.
+# A base with Python 3.11 or newer and pip, on Debian or Ubuntu.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 

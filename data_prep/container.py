@@ -22,7 +22,7 @@ _SEEK_MARGINS = (0.0, 2.0, 10.0, math.inf)
 """Seconds to seek ahead of the wanted time, tried in turn: some formats land late, on the key frame after it."""
 
 
-class ClipError(ValueError):
+class ClipError(RuntimeError):
     """A clip cannot be made or read; `reason` is the short name that goes into the sidecar.
 
     Reasons: missing, unreadable, undecodable, no_video, no_audio, too_short.

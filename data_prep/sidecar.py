@@ -16,7 +16,7 @@ from data_prep.shards import CORE_COLUMNS
 from data_prep.storage import Folder
 
 
-class ShardError(Exception):
+class ShardError(RuntimeError):
     """A shard, or bytes of it, that is missing or not what its sidecar says; `reason` is a short slug for the quarantine."""
 
     def __init__(self, message: str, shard: str = "", key: str = "", reason: str = "bad_shard"):

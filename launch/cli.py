@@ -75,8 +75,9 @@ def prep_shards(
 
     clip = ClipFormat(fps=fps, short_side=short_side, sample_rate=sample_rate, max_seconds=seconds)
     settings = PrepareConfig(format=clip, rows_per_shard=rows_per_shard, shard_mb=shard_mb, seed=seed)
+    part = _task(task)
     with _progress("clips") as advance:
-        summary = prepare_shards(manifest_url, out, settings, task=_task(task), workers=workers, progress=advance)
+        summary = prepare_shards(manifest_url, out, settings, task=part, workers=workers, progress=advance)
     typer.echo(str(summary))
 
 
@@ -154,6 +155,8 @@ def generate(
     for video in videos:
         if not video.is_file():
             raise ValueError(f"{video}: no such video file")
+    if len({video.stem for video in videos}) < len(videos):
+        raise ValueError("two of the videos have the same name, and so would their results: generate them into different folders")
     model = SoundModel.from_run(run_folder, _device(), stage)
     out.mkdir(parents=True, exist_ok=True)
     for video in videos:
@@ -205,9 +208,10 @@ def _write_manifest(rows, out: str) -> None:
 @contextlib.contextmanager
 def _progress(title: str):
     """A progress bar; yields what is told (done, total)."""
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress() as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         shown = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(shown, completed=done, total=total)
 

@@ -57,7 +57,7 @@ def load_torch_file(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is refused: it holds more than tensors, or is no torch file; save its state_dict alone ({reason})") from error
+        raise ValueError(f"{path} is refused: it holds more than tensors, or is no torch file; save its state_dict ({reason})") from error
 
 
 def save_weights(module: nn.Module, config: Any, folder: str | Path) -> None:
@@ -114,7 +114,7 @@ def _config(cls: type, values: Mapping[str, Any], source: str) -> Any:
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     if unknown or required - values.keys():
         names = _first(unknown or required - values.keys())
-        raise ValueError(f"{source} is no {cls.__name__}: {'unknown' if unknown else 'missing'} field {names}; load it as what it was saved as")
+        raise ValueError(f"{source} is no {cls.__name__}: {'unknown' if unknown else 'missing'} field {names}; load it as it was saved")
     return cls(**{name: _restored(hints[name], value, source) for name, value in values.items()})
 
 

@@ -12,6 +12,7 @@ import pydantic
 
 from data_prep.audio import MEL_SPECS
 from models.codecs import autoencoder
+from models.codecs.vocoder import GriffinLimConfig
 from models.encoders import sf_cavp
 from models.generators import mmdit
 
@@ -275,6 +276,8 @@ class Recipe:
     """Stage 1."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """Stage 2."""
+    vocoder: GriffinLimConfig = field(default_factory=GriffinLimConfig)
+    """From log-mels to sound."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Latents and conditions."""
     generative: GenerativeConfig = field(default_factory=GenerativeConfig)
@@ -302,6 +305,9 @@ def merge(base: Mapping, changes: Mapping) -> dict:
     """`base` with `changes` laid over it, section by section."""
     merged = dict(base)
     for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), str):
+            # `model: tiny` with `model.hidden=96` laid over it: the preset with a change.
+            merged[key] = {"preset": merged[key]}
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if nested else value
     return merged

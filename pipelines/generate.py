@@ -44,11 +44,15 @@ class SoundModel:
         """Load the exports of a run; `stage` is the folder of the generator below it, by default the last one that is complete."""
         recipe = load_recipe(require(run / "recipe.yaml"))
         generator = load_weights(MMDiT, MMDiTConfig, generator_export(run, stage))
+        return cls.around(generator.to(device).eval().requires_grad_(False), recipe, run, device)
+
+    @classmethod
+    def around(cls, generator: MMDiT, recipe: Recipe, run: Path, device: torch.device) -> SoundModel:
+        """A generator with the conditioner, autoencoder and vocoder of a run."""
         vae = load_weights(MelVAE, MelVAEConfig, require(run / "autoencoder" / "export"))
         conditioner = load_conditioner(require(run / "features" / "conditioner"))
-        models = (model.to(device).eval().requires_grad_(False) for model in (conditioner, generator, vae))
-        spec = MEL_SPECS[recipe.autoencoder.mel]
-        return cls(recipe, *models, GriffinLim(spec, torch.as_tensor(mel_basis(spec))).to(device), device)
+        conditioner, vae = (model.to(device).eval().requires_grad_(False) for model in (conditioner, vae))
+        return cls(recipe, conditioner, generator, vae, vocoder(recipe).to(device), device)
 
     @torch.no_grad()
     def latents(self, conditions: Conditions, noise: torch.Tensor) -> torch.Tensor:
@@ -86,6 +90,12 @@ class SoundModel:
         """Starting noise (count, N, C) of a seed."""
         shape = (count, self.latent_length(seconds), self.generator.config.latent_dim)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+
+def vocoder(recipe: Recipe) -> GriffinLim:
+    """The vocoder of a recipe."""
+    spec = MEL_SPECS[recipe.autoencoder.mel]
+    return GriffinLim(spec, torch.as_tensor(mel_basis(spec)), recipe.vocoder)
 
 
 def generate_sound(model: SoundModel, frames: np.ndarray, seconds: float, seed: int = 0, overlap: float = 0.64) -> np.ndarray:
@@ -159,7 +169,7 @@ def generator_export(run: Path, stage: str | None = None) -> Path:
     """Folder of a run's generator: the last preference round that is complete, else the generative stage, else that named."""
     if stage:
         return require(run / stage / "export")
-    rounds = sorted(run.glob("preference/round-*/export/complete.json"))
+    rounds = sorted(run.glob("preference/round-*/export/complete.json"), key=lambda path: int(path.parts[-3].rpartition("-")[2]))
     return rounds[-1].parent if rounds else require(run / "generative" / "export")
 
 

@@ -106,7 +106,9 @@ class Chain:
 
     def _prepare_folder(self) -> None:
         """Keep the resolved recipe in the run's folder; another recipe under the same name is refused."""
-        ShardSet.open(self.recipe.data)
+        for split in (self.recipe.train_split, self.recipe.heldout_split):
+            if len(ShardSet.open(self.recipe.data, split=split)) < 2:
+                raise RecipeError(f"{self.recipe.data}: split {split!r} has fewer than two clips; prepare more, or choose another split")
         path = self.recipe.folder / "recipe.yaml"
         if self.world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +126,9 @@ class Chain:
 def check_parents(folder: Path) -> None:
     """RecipeError where a complete stage was trained on another export of an earlier one than is there now."""
     for parent, known in json.loads((folder / "export" / EXPORTED).read_text()).get("parents", {}).items():
-        if weights_hash(Path(parent)) != known:
-            raise RecipeError(f"{folder} was trained on another {parent}: delete {folder} to train it again")
+        path = (folder / parent).resolve()
+        if weights_hash(path) != known:
+            raise RecipeError(f"{folder} was trained on another {path}: delete {folder} to train it again")
 
 
 def changed_keys(before: Recipe, after: Recipe) -> list[str]:

@@ -1,9 +1,11 @@
 """What README.md and docs/ say must be so: commands, keys, names, links, and the README's commands as they stand."""
 
 import dataclasses
+import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -153,7 +155,6 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_readmes_own_clips(tmp_path, monkeypatch):
     """Its commands for own clips, word for word but for a few steps instead of many; then the Python of the pages."""
     from data_prep.media import probe
@@ -175,7 +176,8 @@ def test_the_readmes_own_clips(tmp_path, monkeypatch):
     _check_figures(tmp_path / "runs" / "mine")
     for page in PAGES:
         for block in blocks(page, "python"):
-            exec(compile(block, page.name, "exec"), {})
+            (tmp_path / "block.py").write_text(block)
+            runpy.run_path(str(tmp_path / "block.py"))
     assert probe(tmp_path / "sounds" / "again.mp4").audio_start is not None
 
 
@@ -189,8 +191,6 @@ def foleyscale(*arguments: str, cwd: Path) -> None:
 
 def _check_figures(run: Path) -> None:
     """Every figure of the evaluation is explained, and the report is there."""
-    import json
-
     explained = (REPOSITORY / "docs" / "evaluation.md").read_text()
     for figure in json.loads((run / "evaluation.json").read_text())["figures"]:
         name = re.sub(r"@\d+", "@1", figure["name"])

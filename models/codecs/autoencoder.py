@@ -48,7 +48,7 @@ class MelVAEConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"MelVAEConfig.{name} is {getattr(self, name)}: give a positive value")
         if not 0 <= self.halved_level < len(self.multipliers) - 1:
-            raise ValueError(f"MelVAEConfig.halved_level is {self.halved_level}: choose 0 to {len(self.multipliers) - 2}, not the last level")
+            raise ValueError(f"MelVAEConfig.halved_level is {self.halved_level}: choose 0 to {len(self.multipliers) - 2}")
         if not 0 < self.residual_share < 1:
             raise ValueError(f"MelVAEConfig.residual_share is {self.residual_share}: choose a share between 0 and 1")
         if self.kl_weight < 0 or self.multi_resolution_weight < 0:
@@ -104,7 +104,7 @@ class MelVAE(nn.Module):
 
     def _standardise(self, mel: Tensor) -> Tensor:
         if mel.dim() != 3 or mel.shape[1] != self.config.bands or mel.shape[2] % 2:
-            raise ValueError(f"MelVAE takes log-mels (B, {self.config.bands}, T) with T even, not {tuple(mel.shape)}: crop or pad to an even T")
+            raise ValueError(f"MelVAE takes log-mels (B, {self.config.bands}, T) with T even, not {tuple(mel.shape)}: crop or pad them")
         return (mel - self.data_mean) / self.data_std
 
     def _posterior(self, mel: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,19 +116,7 @@ class MelVAE(nn.Module):
         return self.decoder(latent.to(self.decoder.conv_in.weight.dtype)).float()
 
 
-class GainedOutput(nn.Module):
-    """The encoder's or decoder's learnable gain. A scalar in state dicts, as published, but a vector of one value as a parameter:
-    DeepSpeed cannot broadcast scalars.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.learnable_gain = nn.Parameter(torch.zeros(1))
-        self.register_state_dict_post_hook(_gain_as_scalar)
-        self.register_load_state_dict_pre_hook(_gain_as_vector)
-
-
-class Encoder(GainedOutput):
+class Encoder(nn.Module):
     """Mel (B, F, T) -> mean and log-variance (B, 2 C, T / 2)."""
 
     def __init__(self, config: MelVAEConfig):
@@ -144,6 +132,7 @@ class Encoder(GainedOutput):
             self.down.append(down)
         self.mid = Middle(config, dims[-1])
         self.conv_out = _conv(config, dims[-1], 2 * config.latent_dim, 3)
+        self.learnable_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -154,7 +143,7 @@ class Encoder(GainedOutput):
         return self.conv_out(mp_silu(self.mid(x)), gain=1 + self.learnable_gain)
 
 
-class Decoder(GainedOutput):
+class Decoder(nn.Module):
     """Latent (B, C, N) -> mel (B, F, 2 N)."""
 
     def __init__(self, config: MelVAEConfig):
@@ -170,6 +159,7 @@ class Decoder(GainedOutput):
                 up.upsample = Upsample(config, dim)
             self.up.append(up)
         self.conv_out = _conv(config, dims[0], config.bands, 3)
+        self.learnable_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -263,15 +253,6 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.repeat_interleave(2, dim=2))
-
-
-def _gain_as_scalar(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
-    state[f"{prefix}learnable_gain"] = state[f"{prefix}learnable_gain"].reshape(())
-
-
-def _gain_as_vector(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
-    if f"{prefix}learnable_gain" in state:
-        state[f"{prefix}learnable_gain"] = state[f"{prefix}learnable_gain"].reshape(1)
 
 
 def _conv(config: MelVAEConfig, in_dim: int, out_dim: int, kernel: int) -> MPConv1d:

@@ -118,11 +118,17 @@ class GriffinLim(nn.Module):
 
     def _waveform(self, spectrum: Tensor) -> Tensor:
         """Least-squares overlap-add. torch.istft refuses windows that vanish at an uncentred first sample."""
-        frames = torch.fft.irfft(spectrum, n=self.spec.n_fft, dim=1) * self.window[:, None]
-        weight = self.window.square()[None, :, None].expand(1, -1, spectrum.shape[2])
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.spec.n_fft) * self.window
+        weight = self.window.square().expand(1, spectrum.shape[2], -1)
         waveform, weight = self._overlap_add(frames), self._overlap_add(weight)
         return (waveform / weight.clamp(min=1e-8))[:, self._pad : self._pad + spectrum.shape[2] * self.spec.hop]
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
-        length = self.spec.n_fft + (frames.shape[2] - 1) * self.spec.hop
-        return F.fold(frames, (1, length), (1, self.spec.n_fft), stride=(1, self.spec.hop))[:, 0, 0]
+        """Frames (B, T, n_fft), `hop` apart, to their sum (B, (T - 1) hop + n_fft or a little more), one hop of each frame at a time:
+        many times faster than `F.fold`."""
+        hop, count = self.spec.hop, frames.shape[1]
+        parts = F.pad(frames, (0, -self.spec.n_fft % hop)).unflatten(2, (-1, hop))
+        total = frames.new_zeros(len(frames), count + parts.shape[2] - 1, hop)
+        for number in range(parts.shape[2]):
+            total[:, number : number + count] += parts[:, :, number]
+        return total.flatten(1)

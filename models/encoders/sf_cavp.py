@@ -35,7 +35,7 @@ class SFCAVPConfig:
     segment_mels: int = 128
     """Mel frames of a segment."""
     hop_frames: int = 32
-    """Frames from one segment to the next. Less than segment_frames gives a reward more segments to rank, but repeats conditioning tokens."""
+    """Frames from one segment to the next. Overlap gives a reward more segments to rank, but repeats conditioning tokens."""
     temperature: float = 0.07
     """Temperature at the start; it is trained."""
     temperature_bounds: tuple[float, float] = (0.01, 1.0)
@@ -65,7 +65,7 @@ class SFCAVPConfig:
         if not 0 < low < self.temperature < high:
             raise ValueError(f"SFCAVPConfig.temperature is {self.temperature}: choose a value between temperature_bounds {low} and {high}")
         if not len(self.video_mean) == len(self.video_std) == self.video.in_channels:
-            raise ValueError(f"SFCAVPConfig.video_mean, video_std: give {self.video.in_channels} values, one per channel of the video tower")
+            raise ValueError(f"SFCAVPConfig.video_mean, video_std: give {self.video.in_channels} values, the channels of the video tower")
         if min(*self.video_std, self.mel_std) <= 0:
             raise ValueError("SFCAVPConfig.video_std, mel_std: give values above 0")
         if self.feature_norm not in ("none", "batch"):
@@ -113,7 +113,8 @@ class SFCAVP(nn.Module):
     def temperature(self) -> Tensor:
         """Temperature within its bounds. A sigmoid between their logarithms: a clamp has no gradient once outside, and would stay there."""
         low, high = (math.log(bound) for bound in self.config.temperature_bounds)
-        return torch.exp(low + (high - low) * torch.sigmoid(self.temperature_logit.float()))[0]
+        # The training engine holds scalars as vectors of one.
+        return torch.exp(low + (high - low) * torch.sigmoid(self.temperature_logit.float())).squeeze()
 
     def forward(self, frames: Tensor, mel: Tensor) -> dict[str, Tensor]:
         """Frames (B, T, C, H, W) in [0, 1] and their log-mel (B, F, T') -> `loss` of the global batch, `accuracy`, `temperature`."""
@@ -163,7 +164,7 @@ def _segments(x: Tensor, axis: int, size: int, hop: int, unit: str) -> Tensor:
 
 def _check_aligned(video: Tensor, audio: Tensor) -> None:
     if video.shape != audio.shape:
-        raise ValueError(f"SFCAVP: video gives segments {tuple(video.shape)} and audio {tuple(audio.shape)} (B, S, D): cut both to one length")
+        raise ValueError(f"SFCAVP: video gives segments {tuple(video.shape)}, audio {tuple(audio.shape)} (B, S, D): cut both to one length")
 
 
 def _feature_norm(config: SFCAVPConfig) -> nn.Module:
@@ -171,6 +172,5 @@ def _feature_norm(config: SFCAVPConfig) -> nn.Module:
 
 
 def _temperature_logit(config: SFCAVPConfig) -> Tensor:
-    """One value in a vector: DeepSpeed cannot broadcast scalar parameters."""
     low, high = (math.log(bound) for bound in config.temperature_bounds)
-    return torch.logit(torch.tensor([(math.log(config.temperature) - low) / (high - low)]))
+    return torch.logit(torch.tensor((math.log(config.temperature) - low) / (high - low)))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["PRESETS", "SlowFast", "SlowFastConfig"]
 
 _CONV = {1: nn.Conv2d, 2: nn.Conv3d}
-_NORM = {1: nn.BatchNorm2d, 2: nn.BatchNorm3d}
 _POOL = {1: nn.MaxPool2d, 2: nn.MaxPool3d}
 _EXPANSION = 4
 
@@ -134,7 +134,7 @@ class SlowFast(nn.Module):
         super().train(mode)
         if self.config.batch_norm == "frozen":
             for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
         return self
 
@@ -181,11 +181,23 @@ class ConvNorm(nn.Module):
         super().__init__()
         size, step = _axes(config, kernel), _axes(config, stride)
         self.conv = _CONV[config.space_axes](in_dim, out_dim, size, step, padding=_same(size), bias=False)
-        self.norm = _NORM[config.space_axes](out_dim)
+        self.norm = BatchNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim, T, ...space) -> (B, out_dim, ...)."""
         return self.norm(self.conv(x))
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over all axes but the channels'.
+
+    DeepSpeed rounds parameters to bfloat16 and leaves buffers in float32; torch's own refuses to mix the two.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, ...) -> the same, in the type of `x`."""
+        weight, bias = (parameter.to(self.running_mean.dtype) for parameter in (self.weight, self.bias))
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps)
 
 
 def _axes(config: SlowFastConfig, time_space: tuple[int, int]) -> tuple[int, ...]:

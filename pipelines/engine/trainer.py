@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -118,7 +119,8 @@ class Trainer:
             export = self.folder / "export"
             export.mkdir(exist_ok=True)
             self.stage.export(weights, export)
-            parents = {str(path): weights_hash(path) for path in self.stage.parents}
+            # Relative, so that a run can be moved as a whole.
+            parents = {os.path.relpath(path, self.folder): weights_hash(path) for path in self.stage.parents}
             write_atomically(export / EXPORTED, json.dumps({"stage": self.stage.name, "steps": self.step, "parents": parents}, indent=1))
         self.world.barrier()
 

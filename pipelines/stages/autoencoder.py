@@ -15,6 +15,7 @@ from pipelines.config import Recipe
 from pipelines.engine.draws import Draws
 from pipelines.engine.log import Validation
 from pipelines.engine.world import World
+from pipelines.generate import vocoder
 from pipelines.stages.data import clip_decoder, clips, training_stream
 from pipelines.stages.stage import Stage
 
@@ -52,8 +53,10 @@ class AutoencoderStage(Stage):
         """L1 of held-out mels relative to that of the per-band mean, and pictures of both."""
         mel = self._mels(self.recipe.heldout_split, self.train.validation_clips).to(device)
         decoded = torch.cat([module.decode(module.encode(part)[0]) for part in mel.split(self.recipe.features.batch_size)])
-        pictures = {"mel/truth": mel[0].cpu().numpy(), "mel/decoded": decoded[0].cpu().numpy()}
-        return Validation({"l1_ratio": relative_l1(decoded, mel)}, pictures)
+        shown = {"truth": mel[:1], "decoded": decoded[:1]}
+        listen = vocoder(self.recipe).to(device)
+        return Validation({"l1_ratio": relative_l1(decoded, mel)}, {f"mel/{name}": x[0].cpu().numpy() for name, x in shown.items()},
+                          {f"sound/{name}": listen.vocode(x)[0].cpu().numpy() for name, x in shown.items()}, self.recipe.clip.sample_rate)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """The VAE."""

@@ -20,6 +20,7 @@ from pipelines.engine.log import Validation
 from pipelines.engine.world import World
 from pipelines.metrics.statistics import shuffled_partner
 from pipelines.stages.data import training_stream
+from pipelines.stages.samples import generated_samples
 from pipelines.stages.stage import Stage
 
 LATENTS = ("latent_mean", "latent_std")
@@ -95,10 +96,13 @@ class GenerativeStage(Stage):
     @torch.no_grad()
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Flow loss on held-out clips with their own video and with another's."""
-        right, wrong = flow_losses(module, self.heldout(), device)
-        return Validation({"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())})
+        clips = self.heldout()
+        right, wrong = flow_losses(module, clips, device)
+        found = generated_samples(module.generator, self.recipe, clips, device)
+        found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
+        return found
 
-    def heldout(self) -> dict:
+    def heldout(self) -> dict[str, torch.Tensor]:
         """All held-out features that validation uses, as one batch."""
         batches = list(self._pass(self.recipe.heldout_split, self.train.validation_clips))
         return {name: torch.cat([b[name] for b in batches]) for name in LATENTS + CONDITIONS}

@@ -20,6 +20,7 @@ from pipelines.engine.log import Validation
 from pipelines.engine.world import World
 from pipelines.stages.data import training_stream
 from pipelines.stages.generative import CONDITIONS, FlowModel, flow_losses
+from pipelines.stages.samples import generated_samples
 from pipelines.stages.stage import Stage
 
 PAIR = ("latent_mean", "latent_std", "loser")
@@ -92,7 +93,9 @@ class PreferenceStage(Stage):
         batches = list(one_pass(shards, TensorDecoder(names), self.recipe.features.batch_size, limit=self.train.validation_clips))
         clips = {name: torch.cat([b[name] for b in batches]) for name in names}
         right, wrong = flow_losses(FlowModel(module.generator).to(device).eval(), clips, device)
-        return Validation({"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())})
+        found = generated_samples(module.generator, self.recipe, clips, device)
+        found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
+        return found
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """The aligned generator."""

@@ -105,6 +105,18 @@ def test_feature_norm_standardises_the_embeddings():
     assert isinstance(SFCAVP(replace(TINY, feature_norm="none")).audio_norm, torch.nn.Identity)
 
 
+def test_parameters_in_bfloat16_beside_float32_statistics_train():
+    """That is how DeepSpeed holds a module."""
+    model = SFCAVP(TINY)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().reshape(parameter.shape or 1)
+    out = model(*clip(4, 1))
+    out["loss"].backward()
+    assert out["loss"].dtype == torch.float32 and out["loss"].isfinite() and out["temperature"].shape == ()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.video.slow_stem[0].norm.running_var.dtype == torch.float32
+
+
 def test_clips_that_do_not_fit_are_refused():
     model = SFCAVP(TINY)
     frames, mel = clip(2, 2)
@@ -112,7 +124,7 @@ def test_clips_that_do_not_fit_are_refused():
         model.encode_video(frames[:, :31])
     with pytest.raises(ValueError, match="127 mel frames is shorter"):
         model.encode_audio(mel[:, :, :127])
-    with pytest.raises(ValueError, match=r"video gives segments \(2, 2, 640\) and audio \(2, 1, 640\)"):
+    with pytest.raises(ValueError, match=r"video gives segments \(2, 2, 640\), audio \(2, 1, 640\)"):
         model(frames, mel[:, :, :128])
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.encoders.slowfast import PRESETS, SlowFast, SlowFastConfig
+from models.encoders.slowfast import PRESETS, BatchNorm, SlowFast, SlowFastConfig
 from models.pretrained import load_slowfast_r50
 from tests.fixtures.made_weights import made_input, made_state, parity_arrays, parity_keys, relative_error
 
@@ -105,6 +105,14 @@ def test_batch_norm_follows_the_batch_by_default():
     tower = SlowFast(PRESETS["audio_tiny"]).train()
     tower(5 + torch.randn(2, 128, 128))
     assert tower.fast_stem[0].norm.running_mean.abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_torchs(training):
+    ours, torchs = (norm.train(training) for norm in (BatchNorm(6), torch.nn.BatchNorm3d(6)))
+    x = 2 + 3 * torch.randn(4, 6, 3, 5, 5)
+    torch.testing.assert_close(ours(x), torchs(x))
+    torch.testing.assert_close(ours.running_var, torchs.running_var)
 
 
 @pytest.mark.parametrize(
