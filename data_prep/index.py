@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from data_prep.shards import BLOCK, SHARD_PATTERN, shard_name
 from data_prep.sidecar import Member, ShardError, Sidecar, TarRanges, read_sidecar, sidecar_hash
-from data_prep.storage import Folder
+from data_prep.storage import Folder, parse_parquet
 
 __all__ = ["Entry", "Member", "ShardError", "ShardInfo", "ShardSet", "build_index", "statistics", "verify"]
 
@@ -93,7 +93,7 @@ class ShardSet:
             dataset, index = json.loads(folder.read(DATASET_FILE)), folder.read(INDEX_FILE)
         except FileNotFoundError:
             raise ShardError(f"{folder.url}: no index here; build it with `foleyscale prep index {folder.url}`") from None
-        infos = [ShardInfo(**row) for row in pq.read_table(pa.BufferReader(index), use_threads=False).to_pylist()]
+        infos = [ShardInfo(**row) for row in parse_parquet(index).to_pylist()]
         chosen = tuple(info for info in infos if split is None or info.split == split)
         if not chosen:
             raise ShardError(f"{folder.url}: no shards of split {split!r}; it has {sorted({info.split for info in infos})}")

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.storage import Folder
+from data_prep.storage import Folder, parse_parquet
 
 __all__ = ["ManifestRow", "make_key", "manifest_hash", "read_manifest", "read_table", "to_rows", "write_manifest"]
 
@@ -114,7 +114,7 @@ def read_table(url: str | os.PathLike[str]) -> pa.Table:
     url = os.fspath(url)
     folder, name = _locate(url)
     try:
-        table = pq.read_table(pa.BufferReader(folder.read(name)))
+        table = parse_parquet(folder.read(name))
     except FileNotFoundError as error:
         raise ValueError(f"{url}: no such manifest") from error
     except pa.ArrowInvalid as error:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_prep.shards import CORE_COLUMNS
-from data_prep.storage import Folder
+from data_prep.storage import Folder, parse_parquet
 
 
 class ShardError(RuntimeError):
@@ -38,7 +37,7 @@ def read_sidecar(folder: Folder, shard: str) -> pa.Table:
     """All rows of a shard; ShardError where the file is not a sidecar."""
     try:
         # One thread: Arrow's pool does not survive a fork into a worker process.
-        table = pq.read_table(pa.BufferReader(folder.read(f"{shard}.parquet")), use_threads=False)
+        table = parse_parquet(folder.read(f"{shard}.parquet"))
     except pa.ArrowInvalid as error:
         raise ShardError(f"{folder.url}/{shard}.parquet: not a readable sidecar ({error}); remove it and write the shard again") from None
     if missing := CORE_COLUMNS.keys() - set(table.column_names):

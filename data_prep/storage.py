@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec.core
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
@@ -79,6 +81,14 @@ class Folder:
     def upload(self, local_path: str, name: str) -> None:
         """Send a local file to a remote folder; object stores show it only once it is complete."""
         _retry(lambda: self._filesystem.put_file(local_path, self.path(name)))
+
+
+def parse_parquet(data: bytes) -> pa.Table:
+    """The table of a Parquet file's bytes.
+
+    Not `pq.read_table`: its background threads may let go of the bytes after the interpreter has ended, which aborts the process.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 class StagedFile:
