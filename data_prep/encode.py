@@ -13,7 +13,7 @@ import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.container import Flags
 
-_H264_OPTIONS = {"bf": "0", "sc_threshold": "0", "flags": "+cgop", "threads": "1"}
+_H264_OPTIONS = {"bf": "0", "sc_threshold": "0", "flags": "+cgop", "threads": "1", "x264-params": "mbtree=0"}
 """No B-frames and regular key frames: a reader finds a frame by counting. One thread: the bytes are the same on every machine."""
 _BT601, _LIMITED_RANGE = 6, 1
 
