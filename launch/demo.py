@@ -22,7 +22,7 @@ from pipelines.metrics.statistics import Bar
 from pipelines.recipes import load_recipe
 from pipelines.report import write_report
 
-CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 192, 64
+CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 192, 32
 
 
 def run_demo(out: Path, overrides: Sequence[str], say: Callable[[str], None]) -> list[Bar]:

@@ -88,12 +88,14 @@ def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None
 @torch.no_grad()
 def _write_shard(recipe: Recipe, source: ShardSet, shard: int, url: str, vae: MelVAE, conditioner: EncoderConditioner, device) -> None:
     decode = clip_decoder(recipe, recipe.clip.seconds, random_crop=False)
-    info = source.shards[shard]
+    info, bad = source.shards[shard], []
     with ShardWriter(url, shard_number(info.name), split=info.split) as writer:
-        for batch in one_pass(source.select([shard]), decode, recipe.features.batch_size):
+        for batch in one_pass(source.select([shard]), decode, recipe.features.batch_size, on_bad=bad.append):
             features = _encode(recipe, batch, vae, conditioner, device)
             for row, key in enumerate(batch["key"]):
                 writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})
+        for clip in bad:
+            writer.skip(clip.key, "failed", clip.reason, message=clip.message)
 
 
 def _encode(recipe: Recipe, batch: dict, vae: MelVAE, conditioner: EncoderConditioner, device) -> dict[str, torch.Tensor]:

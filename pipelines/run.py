@@ -78,7 +78,14 @@ class Chain:
         return folder / "export"
 
     def _fit(self, name: str, make: Callable[[], Stage]) -> None:
-        self._once(name, lambda: Trainer(make(), self.recipe.folder / name, self.world).fit())
+        def work() -> None:
+            folder = self.recipe.folder / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.world.is_main:
+                write_atomically(folder / "recipe.yaml", dump_recipe(self.recipe))
+            Trainer(make(), folder, self.world).fit()
+
+        self._once(name, work)
 
     def _once(self, name: str, work: Callable[[], None]) -> None:
         if (self.recipe.folder / name / "export" / EXPORTED).exists():

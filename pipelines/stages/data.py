@@ -26,6 +26,6 @@ def training_stream(shards: ShardSet, decode, train: TrainConfig, seed: int, wor
 
 
 def clips(recipe: Recipe, split: str, batch_size: int, limit: int | None, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:
-    """Whole clips of a split, once, in the order of the shards."""
+    """Whole clips of a split, once, in the order of the shards, without the unreadable ones: training quarantines and counts those."""
     decode = clip_decoder(recipe, recipe.clip.seconds, random_crop=False, want=want)
-    return one_pass(ShardSet.open(recipe.data, split=split), decode, batch_size, limit=limit)
+    return one_pass(ShardSet.open(recipe.data, split=split), decode, batch_size, limit=limit, on_bad=lambda clip: None)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -58,6 +59,17 @@ def test_a_stage_knows_its_parents(tiny, tmp_path):
     (copy / "export" / "complete.json").write_text(json.dumps(record))
     with pytest.raises(RecipeError, match="was trained on another .*autoencoder/export: delete"):
         check_parents(copy)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "launch.cli"]
+    finish(start([sys.executable, *launcher, "train", "autoencoder", "demo", *overrides(tmp_path, tiny.shards)]))
+    one, two = (losses(folder / "run")["autoencoder"] for folder in (tiny.folder, tmp_path))
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    for name in ("loss", "reconstruction", "kl", "gradient_norm"):
+        values = [[line[name] for line in lines if name in line] for lines in (one, two)]
+        assert values[1] == pytest.approx(values[0], rel=1e-4), name
 
 
 @pytest.mark.slow

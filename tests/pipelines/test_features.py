@@ -1,0 +1,58 @@
+"""Feature shards: keys and numbers of the clip shards, float16, and a bad clip costs itself."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.index import ShardSet
+from pipelines.engine.world import World
+from pipelines.features import FeaturesError, extract_features, shard_number
+from pipelines.recipes import load_recipe
+from tests.fixtures.tiny_chain import overrides
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def keys(shards):
+    return {(number, shards.entry(number, row).key) for number, count in enumerate(shards.counts) for row in range(count)}
+
+
+def test_features_lie_beside_their_clips(tiny):
+    clips, features = ShardSet.open(tiny.shards), ShardSet.open(tiny.run / "features" / "shards")
+    assert [info.name for info in features.shards] == [info.name for info in clips.shards]
+    assert keys(features) == keys(clips)
+    arrays = {name: np.load(io.BytesIO(data)) for name, data in features.read(0, 0).items()}
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "latent_mean.npy": (120, 16), "latent_std.npy": (120, 16), "clip.npy": (24, 512), "sync.npy": (96, 128), "segments.npy": (3, 640)}
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
+
+
+def test_features_of_other_weights_are_refused(tiny, tmp_path):
+    run = shutil.copytree(tiny.run, tmp_path / "run")
+    path = run / "features" / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"autoencoder": "0" * 64}))
+    recipe = load_recipe("demo", overrides(tmp_path, tiny.shards))
+    with pytest.raises(FeaturesError, match="was computed with another autoencoder: delete that folder"):
+        extract_features(recipe, run / "features", ALONE)
+
+
+def test_a_damaged_clip_fails_alone(tiny, tmp_path):
+    shards = shutil.copytree(tiny.shards, tmp_path / "shards")
+    source = ShardSet.open(shards)
+    entry = source.entry(1, 2)
+    with open(Path(shards) / f"{source.shards[1].name}.tar", "r+b") as file:
+        file.seek(entry.members["mp4"].offset + 5)
+        file.write(b"damage")
+    run = shutil.copytree(tiny.run, tmp_path / "run")
+    for name in ("features/shards", "features/conditioner"):
+        shutil.rmtree(run / name)
+    (run / "features" / "provenance.json").unlink()
+    extract_features(load_recipe("demo", overrides(tmp_path, str(shards))), run / "features", ALONE)
+    features = ShardSet.open(run / "features" / "shards")
+    assert keys(source) - keys(features) == {(1, entry.key)}
+    assert shard_number(source.shards[1].name) == 1
