@@ -207,13 +207,20 @@ def _write_manifest(rows, out: str) -> None:
 
 @contextlib.contextmanager
 def _progress(title: str):
-    """A progress bar; yields what is told (done, total)."""
+    """A progress bar; yields what is told (done, total). It appears when first told, so that an early error stands alone."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as bar:
-        shown = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(shown, completed=done, total=total)
+    bar = Progress(console=Console(stderr=True))
+    shown = bar.add_task(title, total=None)
+
+    with contextlib.ExitStack() as stack:
+        def advance(done: int, total: int) -> None:
+            if not bar.live.is_started:
+                stack.enter_context(bar)
+            bar.update(shown, completed=done, total=total)
+
+        yield advance
 
 
 def _task(text: str) -> tuple[int, int]:

@@ -52,13 +52,13 @@ def test_changed_keys_are_those_that_matter(tiny):
 
 
 def test_a_stage_knows_its_parents(tiny, tmp_path):
-    copy = tmp_path / "generative"
-    shutil.copytree(tiny.run / "generative" / "export", copy / "export")
-    record = json.loads((copy / "export" / "complete.json").read_text())
-    record["parents"] = {parent: "0" * 64 for parent in record["parents"]}
-    (copy / "export" / "complete.json").write_text(json.dumps(record))
-    with pytest.raises(RecipeError, match="was trained on another .*autoencoder/export: delete"):
-        check_parents(copy)
+    for stage in ("autoencoder", "contrastive", "generative"):
+        shutil.copytree(tiny.run / stage / "export", tmp_path / stage / "export")
+    check_parents(tmp_path / "generative")  # a run can be moved as a whole
+    with open(tmp_path / "autoencoder" / "export" / "weights.safetensors", "ab") as file:
+        file.write(b"!")
+    with pytest.raises(RecipeError, match="was trained on another .*autoencoder/export: delete .*generative to train it again"):
+        check_parents(tmp_path / "generative")
 
 
 @pytest.mark.slow
