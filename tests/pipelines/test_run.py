@@ -44,6 +44,13 @@ def test_another_recipe_under_the_same_name_is_refused(tiny):
     assert output.strip().endswith("was started with other values of clip.size: restore them, or give name=another")
 
 
+def test_published_weights_need_a_published_size(tiny, tmp_path):
+    process = start(command(tmp_path, tiny.shards, "autoencoder.weights=vae.pth"))
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert output.strip().endswith("published weights fit the presets 16k and 44k only; set autoencoder.model to one of them")
+
+
 def test_changed_keys_are_those_that_matter(tiny):
     recipe = load_recipe("demo", overrides(tiny.folder, tiny.shards))
     free = ["threads=2", "evaluation.clips=4", "generative.train.log_every=9"]
