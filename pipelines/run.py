@@ -100,7 +100,7 @@ class Chain:
         config = self.recipe.autoencoder
         preset = next((name for name in ("16k", "44k") if VAE_PRESETS[name] == config.model), None)
         if preset is None:
-            raise RecipeError("autoencoder.weights: published weights fit the presets 16k and 44k only; set autoencoder.model to one of them")
+            raise RecipeError("autoencoder.weights: published weights fit the presets 16k and 44k only; set autoencoder.model to one")
         if self.world.is_main:
             export = self.recipe.folder / "autoencoder" / "export"
             export.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ def test_published_weights_need_a_published_size(tiny, tmp_path):
     process = start(command(tmp_path, tiny.shards, "autoencoder.weights=vae.pth"))
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert output.strip().endswith("published weights fit the presets 16k and 44k only; set autoencoder.model to one of them")
+    assert output.strip().endswith("published weights fit the presets 16k and 44k only; set autoencoder.model to one")
 
 
 def test_changed_keys_are_those_that_matter(tiny):
