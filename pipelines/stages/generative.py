@@ -96,16 +96,7 @@ class GenerativeStage(Stage):
     @torch.no_grad()
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Flow loss on held-out clips with their own video and with another's."""
-        clips = self.heldout()
-        right, wrong = flow_losses(module, clips, device)
-        found = generated_samples(module.generator, self.recipe, clips, device)
-        found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
-        return found
-
-    def heldout(self) -> dict[str, torch.Tensor]:
-        """All held-out features that validation uses, as one batch."""
-        batches = list(self._pass(self.recipe.heldout_split, self.train.validation_clips))
-        return {name: torch.cat([b[name] for b in batches]) for name in LATENTS + CONDITIONS}
+        return validate_flow(module, self.recipe, self.features, self.train.validation_clips, device)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """The generator."""
@@ -117,6 +108,18 @@ class GenerativeStage(Stage):
     def _pass(self, split: str, limit: int):
         shards = ShardSet.open(self.features, split=split)
         return one_pass(shards, TensorDecoder(LATENTS + CONDITIONS), self.recipe.features.batch_size, limit=limit)
+
+
+@torch.no_grad()
+def validate_flow(model: FlowModel, recipe: Recipe, features: str, limit: int, device: torch.device) -> Validation:
+    """Flow loss of the first `limit` held-out clips with their own video and with another's, and what `model` makes of a few."""
+    names, shards = ("latent_mean", *CONDITIONS), ShardSet.open(features, split=recipe.heldout_split)
+    batches = list(one_pass(shards, TensorDecoder(names), recipe.features.batch_size, limit=limit))
+    clips = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    right, wrong = flow_losses(model, clips, device)
+    found = generated_samples(model.generator, recipe, clips, device)
+    found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
+    return found
 
 
 @torch.no_grad()

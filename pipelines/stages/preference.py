@@ -9,7 +9,6 @@ from torch import nn
 
 from data_prep.decoding import TensorDecoder
 from data_prep.index import ShardSet
-from data_prep.stream import one_pass
 from models.generators.mmdit import MMDiT, MMDiTConfig, TopBlocks
 from models.objectives.flow_dpo import AVPRPOLoss
 from models.objectives.flow_matching import flow_loss, flow_time, interpolate
@@ -19,8 +18,7 @@ from pipelines.engine.draws import Draws
 from pipelines.engine.log import Validation
 from pipelines.engine.world import World
 from pipelines.stages.data import training_stream
-from pipelines.stages.generative import CONDITIONS, FlowModel, flow_losses
-from pipelines.stages.samples import generated_samples
+from pipelines.stages.generative import CONDITIONS, FlowModel, validate_flow
 from pipelines.stages.stage import Stage
 
 PAIR = ("latent_mean", "latent_std", "loser")
@@ -88,14 +86,8 @@ class PreferenceStage(Stage):
     @torch.no_grad()
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Held-out flow loss: a rise is the first sign of over-optimisation."""
-        shards = ShardSet.open(self.features, split=self.recipe.heldout_split)
-        names = ("latent_mean", *CONDITIONS)
-        batches = list(one_pass(shards, TensorDecoder(names), self.recipe.features.batch_size, limit=self.train.validation_clips))
-        clips = {name: torch.cat([b[name] for b in batches]) for name in names}
-        right, wrong = flow_losses(FlowModel(module.generator).to(device).eval(), clips, device)
-        found = generated_samples(module.generator, self.recipe, clips, device)
-        found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
-        return found
+        model = FlowModel(module.generator).to(device).eval()
+        return validate_flow(model, self.recipe, self.features, self.train.validation_clips, device)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """The aligned generator."""
