@@ -41,6 +41,11 @@ class ShardInfo:
     bytes: int
     hash: str
 
+    @property
+    def number(self) -> int:
+        """The number in its name."""
+        return int(self.name.rpartition("-")[2])
+
 
 @dataclass(frozen=True)
 class Entry:

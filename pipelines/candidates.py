@@ -18,7 +18,7 @@ from models.objectives.flow_dpo import segment_score
 from pipelines.config import PreferenceConfig, Recipe
 from pipelines.engine.checkpoint import weights_hash
 from pipelines.engine.world import World
-from pipelines.features import npy, shard_number
+from pipelines.features import npy
 from pipelines.generate import SoundModel
 from pipelines.stages.generative import CONDITIONS
 
@@ -49,7 +49,7 @@ def _enough(counts: np.ndarray, videos: int) -> range:
 def _write_shard(source: ShardSet, shard: int, model: SoundModel, config: PreferenceConfig, number: int, url: str, seed: int) -> None:
     info = source.shards[shard]
     names = (*CONDITIONS, "segments")
-    with ShardWriter(url, shard_number(info.name), split=info.split) as writer:
+    with ShardWriter(url, info.number, split=info.split) as writer:
         for batch in one_pass(source.select([shard]), TensorDecoder(names), VIDEOS_PER_BATCH):
             seeds = _seeds(seed, number, batch["key"], config.candidates)
             latents, similarities = _generate(model, batch, seeds)

@@ -89,7 +89,7 @@ def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None
 def _write_shard(recipe: Recipe, source: ShardSet, shard: int, url: str, vae: MelVAE, conditioner: EncoderConditioner, device) -> None:
     decode = clip_decoder(recipe, recipe.clip.seconds, random_crop=False)
     info, bad = source.shards[shard], []
-    with ShardWriter(url, shard_number(info.name), split=info.split) as writer:
+    with ShardWriter(url, info.number, split=info.split) as writer:
         for batch in one_pass(source.select([shard]), decode, recipe.features.batch_size, on_bad=bad.append):
             features = _encode(recipe, batch, vae, conditioner, device)
             for row, key in enumerate(batch["key"]):
@@ -103,11 +103,6 @@ def _encode(recipe: Recipe, batch: dict, vae: MelVAE, conditioner: EncoderCondit
     conditions, segments = conditioner(batch["frames"].to(device).float() / 255)
     return {"latent_mean": mean.transpose(1, 2), "latent_std": std.transpose(1, 2), "clip": conditions.clip, "sync": conditions.sync,
             "segments": segments}
-
-
-def shard_number(name: str) -> int:
-    """The number in a shard's name."""
-    return int(name.rpartition("-")[2])
 
 
 def npy(values: torch.Tensor) -> bytes:

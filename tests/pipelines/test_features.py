@@ -11,7 +11,7 @@ import torch
 
 from data_prep.index import ShardSet
 from pipelines.engine.world import World
-from pipelines.features import FeaturesError, extract_features, shard_number
+from pipelines.features import FeaturesError, extract_features
 from pipelines.recipes import load_recipe
 from tests.fixtures.tiny_chain import overrides
 
@@ -55,4 +55,4 @@ def test_a_damaged_clip_fails_alone(tiny, tmp_path):
     extract_features(load_recipe("demo", overrides(tmp_path, str(shards))), run / "features", ALONE)
     features = ShardSet.open(run / "features" / "shards")
     assert keys(source) - keys(features) == {(1, entry.key)}
-    assert shard_number(source.shards[1].name) == 1
+    assert source.shards[1].number == 1
