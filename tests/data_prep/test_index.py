@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import threading
 import uuid
 
 import fsspec
@@ -220,13 +221,16 @@ class UnsteadyFileSystem(MemoryFileSystem):
     """Memory that fails twice before each answer, as a busy object store does."""
 
     protocol = "unsteady"
+    counted = threading.local()
     left = 2
 
     def cat_file(self, path, start=None, end=None, **kwargs):
-        if type(self).left:
-            type(self).left -= 1
+        # Counted per thread: what another thread asks must not make one call fail more often than it is tried.
+        failed = getattr(self.counted, "failed", 0)
+        if failed < type(self).left:
+            self.counted.failed = failed + 1
             raise ConnectionResetError("try again")
-        type(self).left = 2
+        self.counted.failed = 0
         return super().cat_file(path, start, end, **kwargs)
 
 
