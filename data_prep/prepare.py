@@ -7,29 +7,24 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import TimeoutError as ClipTimeout
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from typing import Any
 
 import pyarrow as pa
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from data_prep.filters import DROPPED, FilterConfig, verdict
+from data_prep.clips import Outcome, make_clips
 from data_prep.index import ShardSet, build_index
 from data_prep.manifest import ManifestRow, manifest_hash, read_table, to_rows
-from data_prep.media import ClipError, ClipFormat, transcode
+from data_prep.media import ClipFormat
+from data_prep.settings import PrepareConfig
 from data_prep.shards import ShardWriter, shard_name
 from data_prep.storage import Folder
 
 Progress = Callable[[int, int], None]
 SETTINGS_FILE = "settings.json"
-_AHEAD = 4
-"""Clips per worker under way or waiting to be written: bounds the memory, and a slow clip does not stop the others at once."""
 _TELLING = 8
 """Rows of a shard from which on it is no accident that all of them fail for a reason outside the media."""
 _OUTSIDE = ("missing", "unreadable", "crashed", "error")
@@ -37,32 +32,6 @@ _OUTSIDE = ("missing", "unreadable", "crashed", "error")
 
 class PrepareError(ValueError):
     """Shards that cannot be made as asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How a manifest becomes shards."""
-
-    format: ClipFormat = field(default_factory=ClipFormat)
-    """Pictures and sound."""
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    """Which clips are kept."""
-    rows_per_shard: int | None = None
-    """Manifest rows per shard; by default as many as should fill `shard_mb`."""
-    shard_mb: int = 256
-    """Design size of a shard, MB."""
-    seed: int = 0
-    """Seed of the global shuffle: clips of one source must not stay neighbours."""
-    clip_timeout: float = 120.0
-    """Seconds after which a clip's decoder is killed; that clip fails, the shard goes on. May change from run to run."""
-    media_root: str = ""
-    """Path or URL that relative sources lie below. May change from run to run."""
-
-    def __post_init__(self):
-        if self.rows_per_shard is not None and self.rows_per_shard < 1:
-            raise ValueError(f"PrepareConfig.rows_per_shard is {self.rows_per_shard}: choose 1 or more, or None")
-        if self.shard_mb < 1 or not self.clip_timeout > 0:
-            raise ValueError(f"PrepareConfig.shard_mb, clip_timeout are {self.shard_mb}, {self.clip_timeout}: both must be positive")
 
 
 @dataclass(frozen=True)
@@ -95,16 +64,6 @@ class ShardPlan:
     number: int
     split: str
     rows: list[int]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one row."""
-
-    status: str
-    reason: str | None
-    columns: dict[str, Any]
-    members: dict[str, bytes] = field(default_factory=dict)
 
 
 def prepare_shards(
@@ -235,62 +194,3 @@ def _check_shard(folder: Folder, plan: ShardPlan, told: Counter[tuple[str, str |
     if len(plan.rows) >= _TELLING and all(status == "failed" and reason in _OUTSIDE for status, reason in told):
         where = f"{folder.url}/{shard_name(plan.number)}"
         raise PrepareError(f"{where}: none of its {len(plan.rows)} clips could be made, the last because of: {last.columns['message']}")
-
-
-def make_clips(rows: Iterable[ManifestRow], settings: PrepareConfig, workers: int) -> Iterator[tuple[ManifestRow, Outcome]]:
-    """Make clips in worker processes, in order: a decoder that hangs or crashes is killed and costs one clip."""
-    # Spawned: libraries behind fsspec do not survive a fork.
-    pool = ProcessPool(max_workers=workers, context=get_context("spawn"))
-    ahead: deque[tuple[ManifestRow, ProcessFuture]] = deque()
-    try:
-        for row in rows:
-            ahead.append((row, pool.schedule(make_clip, args=[row, settings], timeout=settings.clip_timeout)))
-            if len(ahead) >= _AHEAD * workers:
-                yield _collect(*ahead.popleft(), settings)
-        while ahead:
-            yield _collect(*ahead.popleft(), settings)
-    finally:
-        pool.stop()
-        pool.join()
-
-
-def _collect(row: ManifestRow, future: ProcessFuture, settings: PrepareConfig) -> tuple[ManifestRow, Outcome]:
-    try:
-        return row, future.result()
-    except ClipTimeout:
-        return row, _failure(row, "timeout", f"no result within {settings.clip_timeout:g} s")
-    except ProcessExpired as error:
-        return row, _failure(row, "crashed", f"the process that decoded it ended with code {error.exitcode}")
-    except BrokenProcessPool as error:
-        problem = "the worker processes end before they begin"
-        raise RuntimeError(f"{problem}: a script must call prepare_shards below `if __name__ == '__main__':`") from error
-
-
-def make_clip(row: ManifestRow, settings: PrepareConfig) -> Outcome:
-    """Make one clip; what is wrong with it comes back as an outcome, never as an exception."""
-    columns = row_columns(row)
-    try:
-        clip = transcode(_located(row.source, settings.media_root), row.start, row.end, settings.format)
-    except ClipError as error:
-        return _failure(row, error.reason, str(error))
-    except Exception as error:  # libraries raise all sorts for bytes they did not expect: that is one clip's fate, not the run's
-        return _failure(row, "error", f"{type(error).__name__}: {error}")
-    columns |= clip.columns()
-    if reason := verdict(columns, settings.filters):
-        return Outcome("dropped", reason, columns)
-    described = {"key": row.key, "split": row.split, **columns, "extra": row.extra}
-    return Outcome("ok", None, columns, {"mp4": clip.mp4, "flac": clip.flac, "json": json.dumps(described, sort_keys=True).encode()})
-
-
-def row_columns(row: ManifestRow) -> dict[str, Any]:
-    """The manifest's part of a sidecar row."""
-    columns = asdict(row) | {"extra": json.dumps(row.extra, sort_keys=True, ensure_ascii=False)}
-    return {name: value for name, value in columns.items() if name not in ("key", "split")}
-
-
-def _failure(row: ManifestRow, reason: str, message: str) -> Outcome:
-    return Outcome("dropped" if reason in DROPPED else "failed", reason, row_columns(row) | {"message": message})
-
-
-def _located(source: str, media_root: str) -> str:
-    return source if not media_root or "://" in source or source.startswith("/") else f"{media_root.rstrip('/')}/{source}"

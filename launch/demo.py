@@ -13,9 +13,10 @@ import torch
 
 from data_prep.manifest import write_manifest
 from data_prep.media import ClipFormat
-from data_prep.prepare import PrepareConfig, prepare_shards
+from data_prep.prepare import prepare_shards
 from data_prep.readers.rendered import read_rendered
 from data_prep.rendering.config import RenderConfig
+from data_prep.settings import PrepareConfig
 from pipelines.config import Recipe
 from pipelines.evaluate import evaluate, table
 from pipelines.metrics.statistics import Bar

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.clips import make_clips
 from data_prep.filters import FilterConfig
 from data_prep.index import ShardError, ShardSet, statistics, verify
 from data_prep.manifest import ManifestRow, read_manifest, write_manifest
 from data_prep.media import ClipFormat, decode_audio, decode_frames, transcode
-from data_prep.prepare import PrepareConfig, PrepareError, bytes_per_second, index_shards, make_clips, plan_shards, prepare_shards
+from data_prep.prepare import PrepareError, bytes_per_second, index_shards, plan_shards, prepare_shards
 from data_prep.readers.folder import read_folder
+from data_prep.settings import PrepareConfig
 from tests.fixtures.made_media import ticking, write_media
 
 FORMAT = ClipFormat(short_side=32, sample_rate=8000, crf=18)
