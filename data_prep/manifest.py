@@ -1,30 +1,34 @@
-"""The manifest: one row per wanted clip, as a Parquet table."""
+"""The manifest: one row per wanted clip, as a Parquet table. It is written and read in pieces, however long it is."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
 import re
+import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.storage import Folder, parse_parquet
+from data_prep.digests import ContentHash, KeyLedger, key_digest
+from data_prep.storage import Folder, StagedFile
 
-__all__ = ["ManifestRow", "make_key", "manifest_hash", "read_manifest", "read_table", "to_rows", "write_manifest"]
+__all__ = ["Manifest", "ManifestRow", "make_key", "read_manifest", "write_manifest"]
 
 LONGEST_KEY = 72
 """Characters: a tar takes names of 100, and the extension of a feature comes after the key."""
 _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_KEY}}}")
 _BATCH = 1 << 14
+_PIECE = 1 << 26
 
 SCHEMA = pa.schema([
     pa.field("key", pa.string(), nullable=False),
@@ -88,43 +92,128 @@ def short_hash(text: str) -> str:
     return hashlib.blake2b(unicodedata.normalize("NFC", text).encode(), digest_size=4).hexdigest()
 
 
-def write_manifest(rows: Iterable[ManifestRow], url: str | os.PathLike[str]) -> int:
-    """Write rows in the order given; returns how many. ValueError for a key given twice or for no rows at all."""
-    url, keys, rows, buffer = os.fspath(url), set(), iter(rows), io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+def write_manifest(
+    rows: Iterable[ManifestRow], url: str | os.PathLike[str], set_aside: Callable[[ManifestRow], None] | None = None
+) -> int:
+    """Write rows in the order given; returns how many. Nothing appears under the name before all is written.
+
+    Of rows with one key the first stays and the others go to `set_aside`; without it they raise ValueError, as do no rows at all.
+    """
+    folder, name = _locate(os.fspath(url))
+    with StagedFile(folder, name) as staged, KeyLedger() as ledger:
+        _write(_noted(rows, ledger), staged)
+        if not len(ledger):
+            raise ValueError(f"no clips for {url}: the reader found none")
+        repeated = ledger.repeated()
+        if not repeated:
+            staged.publish()
+            return len(ledger)
+        staged.file.flush()
+        with Manifest(staged.file.name) as first, StagedFile(folder, name) as cleaned:
+            count = _write(_once(first.rows(), repeated, set_aside or _refuse), cleaned)
+            cleaned.publish()
+            return count
+
+
+def _noted(rows: Iterable[ManifestRow], ledger: KeyLedger) -> Iterator[ManifestRow]:
+    for row in rows:
+        ledger.add(row.key)
+        yield row
+
+
+def _once(rows: Iterable[ManifestRow], repeated: set[bytes], set_aside: Callable[[ManifestRow], None]) -> Iterator[ManifestRow]:
+    seen: set[str] = set()
+    for row in rows:
+        if row.key in seen:
+            set_aside(row)
+            continue
+        if key_digest(row.key) in repeated:
+            seen.add(row.key)
+        yield row
+
+
+def _refuse(row: ManifestRow) -> None:
+    raise ValueError(f"key {row.key!r} is given twice (again for {row.source}); keys must be unique")
+
+
+def _write(rows: Iterable[ManifestRow], staged: StagedFile) -> int:
+    rows, count = iter(rows), 0
+    with pq.ParquetWriter(staged.file, SCHEMA, compression="zstd") as writer:
         while batch := list(itertools.islice(rows, _BATCH)):
-            for row in batch:
-                if row.key in keys:
-                    raise ValueError(f"key {row.key!r} is given twice (again for {row.source}); keys must be unique")
-                keys.add(row.key)
             writer.write_table(pa.Table.from_pylist([_record(row) for row in batch], schema=SCHEMA))
-    if not keys:
-        raise ValueError(f"no clips for {url}: the reader found none")
-    folder, name = _locate(url)
-    folder.write(name, buffer.getvalue())
-    return len(keys)
+            count += len(batch)
+    return count
 
 
 def _record(row: ManifestRow) -> dict[str, Any]:
     return asdict(row) | {"extra": json.dumps(row.extra, sort_keys=True, ensure_ascii=False)}
 
 
-def read_table(url: str | os.PathLike[str]) -> pa.Table:
-    """A manifest as a table of `SCHEMA`; ValueError naming what is missing where the file is no manifest."""
-    url = os.fspath(url)
-    folder, name = _locate(url)
-    try:
-        table = parse_parquet(folder.read(name))
-    except FileNotFoundError as error:
-        raise ValueError(f"{url}: no such manifest") from error
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{url}: not a Parquet file; make a manifest with `foleyscale prep manifest`") from error
-    if missing := [name for name in SCHEMA.names if name not in table.column_names]:
-        raise ValueError(f"{url}: no column {missing[0]!r}; a manifest has the columns {', '.join(SCHEMA.names)}")
-    try:
-        return table.select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise ValueError(f"{url}: a column has the wrong type or misses values: {error}") from error
+class Manifest:
+    """A manifest file, read in pieces. ValueError naming what is missing where the file is no manifest.
+
+    A remote one is copied to the local temporary folder first: it is read more than once.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]):
+        self.url = os.fspath(url)
+
+    def __enter__(self) -> Manifest:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(_local_copy(*_locate(self.url)))
+                self._file = stack.enter_context(pq.ParquetFile(path))
+            except FileNotFoundError as error:
+                raise ValueError(f"{self.url}: no such manifest") from error
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{self.url}: not a Parquet file; make a manifest with `foleyscale prep manifest`") from error
+            self._check_columns()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def _check_columns(self) -> None:
+        if missing := [name for name in SCHEMA.names if name not in self._file.schema_arrow.names]:
+            raise ValueError(f"{self.url}: no column {missing[0]!r}; a manifest has the columns {', '.join(SCHEMA.names)}")
+
+    def tables(self, columns: Sequence[str] = SCHEMA.names, row_groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
+        """The rows in order, some thousands at a time, all columns or some, of all row groups or some."""
+        wanted = pa.schema([SCHEMA.field(name) for name in columns])
+        # One thread: Arrow's pool does not survive a fork into a worker process.
+        for batch in self._file.iter_batches(_BATCH, row_groups, columns=list(columns), use_threads=False):
+            try:
+                yield pa.Table.from_batches([batch]).select(columns).cast(wanted)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+                raise ValueError(f"{self.url}: a column has the wrong type or misses values: {error}") from error
+
+    def rows(self) -> Iterator[ManifestRow]:
+        """All rows in order; ValueError naming the key where one is not valid."""
+        return itertools.chain.from_iterable(map(_to_rows, self.tables()))
+
+    def take(self, numbers: np.ndarray) -> dict[int, ManifestRow]:
+        """The rows of these numbers, by number: one walk over the row groups that hold them."""
+        numbers, found = np.unique(numbers), {}
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.metadata.num_row_groups)]
+        ends = np.cumsum(sizes)
+        for group in np.unique(np.searchsorted(ends, numbers, side="right")).tolist():
+            first = int(ends[group]) - sizes[group]
+            for table in self.tables(row_groups=[group]):
+                inside = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + len(table))]
+                found.update(zip(inside.tolist(), _to_rows(table.take(inside - first)), strict=True))
+                first += len(table)
+        return found
+
+    def hash(self) -> str:
+        """SHA-256 of the contents, whatever wrote the file and however it is compressed."""
+        contents = ContentHash()
+        for table in self.tables():
+            contents.update(table)
+        return contents.hexdigest()
 
 
 def _locate(url: str) -> tuple[Folder, str]:
@@ -132,8 +221,22 @@ def _locate(url: str) -> tuple[Folder, str]:
     return Folder(parent or slash or "."), name
 
 
-def to_rows(table: pa.Table) -> list[ManifestRow]:
-    """The rows of a table, or of a part of it; ValueError naming the key where one is not valid."""
+@contextmanager
+def _local_copy(folder: Folder, name: str) -> Iterator[str]:
+    """The path of the file, or of a copy on this machine."""
+    if folder.is_local:
+        yield folder.path(name)
+        return
+    if (size := folder.sizes().get(name)) is None:
+        raise FileNotFoundError(name)
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:
+        for start in range(0, size, _PIECE):
+            copy.write(folder.read_range(name, start, min(start + _PIECE, size)))
+        copy.flush()
+        yield copy.name
+
+
+def _to_rows(table: pa.Table) -> list[ManifestRow]:
     return [ManifestRow(**record | {"extra": _parse(record["key"], record["extra"])}) for record in table.to_pylist()]
 
 
@@ -145,15 +248,6 @@ def _parse(key: str, extra: str) -> dict[str, Any]:
 
 
 def read_manifest(url: str | os.PathLike[str]) -> list[ManifestRow]:
-    """All rows of a manifest; for millions of them take `read_table` and convert parts."""
-    return to_rows(read_table(url))
-
-
-def manifest_hash(manifest: str | os.PathLike[str] | pa.Table) -> str:
-    """SHA-256 of the contents, whatever wrote the file and however it is compressed."""
-    table = manifest if isinstance(manifest, pa.Table) else read_table(manifest)
-    digest = hashlib.sha256()
-    for start in range(0, len(table), _BATCH):
-        for column in table.slice(start, _BATCH).columns:
-            digest.update(json.dumps(column.to_pylist()).encode())
-    return digest.hexdigest()
+    """All rows of a manifest at once; for millions of them walk over `Manifest.rows`."""
+    with Manifest(url) as manifest:
+        return list(manifest.rows())

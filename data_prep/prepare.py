@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 from data_prep.clips import Outcome, make_clips
 from data_prep.index import ShardSet, build_index
-from data_prep.manifest import ManifestRow, manifest_hash, read_table, to_rows
+from data_prep.manifest import Manifest, ManifestRow
 from data_prep.media import ClipFormat
+from data_prep.plan import ShardPlan, Survey, plan_shards, rows_of, walks
 from data_prep.settings import PrepareConfig
 from data_prep.shards import ShardWriter, shard_name
 from data_prep.storage import Folder
 
 Progress = Callable[[int, int], None]
 SETTINGS_FILE = "settings.json"
+_USUAL_SECONDS = 10.0
+_ROWS_AT_ONCE = 1 << 16
+"""Rows of the manifest held in memory: shards of as many are found in one walk over it."""
 _TELLING = 8
 """Rows of a shard from which on it is no accident that all of them fail for a reason outside the media."""
 _OUTSIDE = ("missing", "unreadable", "crashed", "error")
@@ -57,15 +60,6 @@ class Summary:
         return f"{self.shards} shards written, {self.skipped} there already; clips: {clips}"
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """Which rows of the manifest, by their place in it, make a shard."""
-
-    number: int
-    split: str
-    rows: list[int]
-
-
 def prepare_shards(
     manifest_url: str | os.PathLike[str],
     out_url: str | os.PathLike[str],
@@ -82,14 +76,16 @@ def prepare_shards(
     index, count = task
     if not 0 <= index < count or workers < 1:
         raise ValueError(f"prepare_shards: task is {task}, workers {workers}: need task (i, n) with 0 <= i < n, and workers >= 1")
-    table, folder = read_table(manifest_url), Folder(out_url)
-    rows_per_shard = settings.rows_per_shard or _rows_per_shard(table, settings)
-    plans = plan_shards(table, rows_per_shard, settings.seed)
-    _claim(folder, _record(table, settings, rows_per_shard, len(plans)))
-    present = folder.sizes()
-    mine = plans[index::count]
-    todo = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present]
-    counts = _write_shards(folder, table, todo, settings, workers, progress)
+    folder = Folder(out_url)
+    with Manifest(manifest_url) as manifest:
+        survey = Survey.of(manifest)
+        rows_per_shard = settings.rows_per_shard or _rows_per_shard(survey.mean_seconds, settings)
+        plans = plan_shards(survey.counts(), rows_per_shard)
+        _claim(folder, _record(survey, settings, rows_per_shard, len(plans)))
+        present = folder.sizes()
+        mine = plans[index::count]
+        todo = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present]
+        counts = _write_shards(folder, _rows(manifest, survey, todo, settings.seed), todo, settings, workers, progress)
     if count == 1:
         index_shards(folder.url)
     reasons = {reason: number for (_, reason), number in counts.most_common() if reason}
@@ -106,42 +102,23 @@ def index_shards(out_url: str | os.PathLike[str]) -> ShardSet:
     return build_index(out_url, settings, expected=settings["shards"])
 
 
-def plan_shards(table: pa.Table, rows_per_shard: int, seed: int) -> list[ShardPlan]:
-    """Deal the rows of each split, in an order hashed from seed and key, to shards of equal length.
-
-    No random generator is asked, whose stream might be another in the next release.
-    """
-    splits: dict[str, list[tuple[bytes, int]]] = {}
-    for row, (key, split) in enumerate(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True)):
-        place = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
-        splits.setdefault(split, []).append((place, row))
-    plans: list[ShardPlan] = []
-    for split, places in sorted(splits.items()):
-        order = [row for _, row in sorted(places)]
-        shards = math.ceil(len(order) / rows_per_shard)
-        bounds = [len(order) * number // shards for number in range(shards + 1)]
-        plans += [ShardPlan(len(plans) + i, split, order[bounds[i] : bounds[i + 1]]) for i in range(shards)]
-    return plans
-
-
 def bytes_per_second(format: ClipFormat) -> float:
     """Estimate of what a second of a clip takes, measured on public clips of street, music and film: within a factor of 1.5."""
     video = 65e3 * (format.short_side / 256) ** 1.5 * (format.fps / 25) ** 0.5 * 2 ** ((23 - format.crf) / 6)
     return video * (9 / 16 if format.crop else 1) + 1.5 * format.sample_rate
 
 
-def _rows_per_shard(table: pa.Table, settings: PrepareConfig) -> int:
+def _rows_per_shard(mean_seconds: float | None, settings: PrepareConfig) -> int:
     # Of clips that go to the end of their file nothing is known without opening it.
-    known = [end - start for start, end in zip(table["start"].to_pylist(), table["end"].to_pylist(), strict=True) if end is not None]
-    seconds = min(sum(known) / len(known) if known else 10.0, settings.format.max_seconds or math.inf)
+    seconds = min(mean_seconds or _USUAL_SECONDS, settings.format.max_seconds or math.inf)
     return max(1, round(settings.shard_mb * 1e6 / (seconds * bytes_per_second(settings.format))))
 
 
-def _record(table: pa.Table, settings: PrepareConfig, rows_per_shard: int, shards: int) -> dict[str, Any]:
+def _record(survey: Survey, settings: PrepareConfig, rows_per_shard: int, shards: int) -> dict[str, Any]:
     """All that decides what is in the shards, and nothing else: the rest may change between runs."""
     chosen = {name: value for name, value in asdict(settings).items() if name in ("format", "filters", "seed")}
-    record = {"manifest": manifest_hash(table), "rows": len(table), "shards": shards, "rows_per_shard": rows_per_shard, **chosen}
-    return json.loads(json.dumps(record))
+    table = {"manifest": survey.hash, "keys": survey.keys, "rows": survey.rows}
+    return json.loads(json.dumps({**table, "shards": shards, "rows_per_shard": rows_per_shard, **chosen}))
 
 
 def _claim(folder: Folder, record: dict[str, Any]) -> None:
@@ -161,18 +138,30 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return {name: value for pair in pairs for name, value in pair.items()}
 
 
+def _rows(manifest: Manifest, survey: Survey, plans: list[ShardPlan], seed: int) -> Iterator[ManifestRow]:
+    """The rows of all these shards, one after the other."""
+    for group in walks(plans, _ROWS_AT_ONCE):
+        numbers = [rows_of(plan, survey, seed) for plan in group]
+        rows = manifest.take(np.concatenate(numbers))
+        yield from (rows[number] for shard in numbers for number in shard.tolist())
+
+
 def _write_shards(
-    folder: Folder, table: pa.Table, plans: list[ShardPlan], settings: PrepareConfig, workers: int, progress: Progress | None
+    folder: Folder,
+    rows: Iterator[ManifestRow],
+    plans: list[ShardPlan],
+    settings: PrepareConfig,
+    workers: int,
+    progress: Progress | None,
 ) -> Counter[tuple[str, str | None]]:
     counts: Counter[tuple[str, str | None]] = Counter()
-    rows = (row for plan in plans for row in to_rows(table.take(plan.rows)))
-    total = sum(len(plan.rows) for plan in plans)
+    total = sum(map(len, plans))
     # One stream through all shards: the clips of the next are under way while one is completed.
     with contextlib.closing(make_clips(rows, settings, workers)) as outcomes:
         for plan in plans:
             with ShardWriter(folder.url, plan.number, plan.split) as writer:
                 told: Counter[tuple[str, str | None]] = Counter()
-                for row, outcome in islice(outcomes, len(plan.rows)):
+                for row, outcome in islice(outcomes, len(plan)):
                     _put(writer, row, outcome)
                     told[outcome.status, outcome.reason] += 1
                     if progress:
@@ -191,6 +180,6 @@ def _put(writer: ShardWriter, row: ManifestRow, outcome: Outcome) -> None:
 
 def _check_shard(folder: Folder, plan: ShardPlan, told: Counter[tuple[str, str | None]], last: Outcome) -> None:
     """Refuse to write a shard of nothing but outside failures: a mistyped root or a disk that went away is to be mended, not recorded."""
-    if len(plan.rows) >= _TELLING and all(status == "failed" and reason in _OUTSIDE for status, reason in told):
+    if len(plan) >= _TELLING and all(status == "failed" and reason in _OUTSIDE for status, reason in told):
         where = f"{folder.url}/{shard_name(plan.number)}"
-        raise PrepareError(f"{where}: none of its {len(plan.rows)} clips could be made, the last because of: {last.columns['message']}")
+        raise PrepareError(f"{where}: none of its {len(plan)} clips could be made, the last because of: {last.columns['message']}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from data_prep.audio import MEL_SPECS
+from data_prep.settings import PrepareConfig
 from models.codecs import autoencoder
 from models.codecs.vocoder import GriffinLimConfig
 from models.encoders import sf_cavp
@@ -52,6 +53,27 @@ class ClipConfig:
 
     def __post_init__(self):
         _check(self.seconds > 0 and self.fps > 0, "seconds and fps must be above 0")
+
+
+@dataclass(kw_only=True)
+class PrepareSection:
+    """How the shards of `data` are made: what `prep shards --recipe` and `launch slurm` read."""
+
+    reader: Literal["", "vggsound", "vggss", "audioset", "panda70m", "folder", "rendered"] = ""
+    """Reader that lists the clips; empty where the manifest is there already."""
+    arguments: tuple[str, ...] = ()
+    """What follows `foleyscale prep manifest READER` on the command line, without --out."""
+    manifest: str = "manifest.parquet"
+    """The manifest: a path or an fsspec URL."""
+    tasks: int = 1
+    """Tasks that share the shards, each of them a job of an array."""
+    workers: int = 2
+    """Processes per task."""
+    settings: PrepareConfig = field(default_factory=PrepareConfig)
+    """Format, filters and limits."""
+
+    def __post_init__(self):
+        _check(self.tasks > 0 and self.workers > 0, "tasks and workers must be above 0")
 
 
 @dataclass(kw_only=True)
@@ -272,6 +294,8 @@ class Recipe:
     """CPU threads of torch in each process; 0 leaves torch's choice."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Clip format."""
+    prepare: PrepareSection | None = None
+    """How the shards are made; not needed where they are there already."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Stage 1."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -294,6 +318,10 @@ class Recipe:
         segment = self.contrastive.model.segment_frames / self.contrastive.model.fps
         _check(self.clip.seconds >= self.contrastive.segments * segment - 1e-6,
                f"clip.seconds {self.clip.seconds} is shorter than contrastive.segments x {segment:g} s")
+
+        for name in ("fps", "sample_rate") if self.prepare else ():
+            made, read = getattr(self.prepare.settings.format, name), getattr(self.clip, name)
+            _check(made == read, f"prepare.settings.format.{name} {made:g} must equal clip.{name}, {read:g}")
 
     @property
     def folder(self) -> Path:

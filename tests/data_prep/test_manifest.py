@@ -1,12 +1,15 @@
 import math
+import tempfile
+from dataclasses import asdict, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.manifest import LONGEST_KEY, SCHEMA, ManifestRow, make_key, manifest_hash, read_manifest, read_table, to_rows, write_manifest
+from data_prep.manifest import LONGEST_KEY, SCHEMA, Manifest, ManifestRow, make_key, read_manifest, write_manifest
 
 ROWS = [
     ManifestRow(key="a-1", dataset="d", source="x/a.mp4", start=1.5, end=4.0, labels=["dog", "bark, loud"], caption="Ein Hund: „wau“"),
@@ -17,7 +20,6 @@ ROWS = [
 def test_rows_come_back_as_written(tmp_path):
     assert write_manifest(iter(ROWS), tmp_path / "m.parquet") == 2
     assert read_manifest(tmp_path / "m.parquet") == ROWS
-    assert to_rows(read_table(tmp_path / "m.parquet").take([1])) == ROWS[1:]
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
 
 
@@ -57,27 +59,65 @@ def test_keys_given_twice_and_empty_manifests_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_later_rows_of_a_key_can_be_set_aside(tmp_path):
+    again = [replace(ROWS[0], source="second"), replace(ROWS[0], source="third")]
+    told = []
+    assert write_manifest([*ROWS, *again], tmp_path / "m.parquet", told.append) == 2
+    assert read_manifest(tmp_path / "m.parquet") == ROWS and told == again
+    assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
+
+
+def test_a_failing_reader_leaves_the_old_manifest(tmp_path):
+    def failing():
+        yield ROWS[1]
+        raise OSError("the list ends in the middle")
+
+    write_manifest(ROWS, tmp_path / "m.parquet")
+    with pytest.raises(OSError, match="middle"):
+        write_manifest(failing(), tmp_path / "m.parquet")
+    assert read_manifest(tmp_path / "m.parquet") == ROWS and len(list(tmp_path.iterdir())) == 1
+
+
 def test_files_that_are_no_manifest_are_named(tmp_path):
     with pytest.raises(ValueError, match="absent.parquet: no such manifest"):
-        read_table(tmp_path / "absent.parquet")
+        read_manifest(tmp_path / "absent.parquet")
+    with pytest.raises(ValueError, match="absent.parquet: no such manifest"):
+        read_manifest("memory://nowhere/absent.parquet")
     (tmp_path / "text.parquet").write_text("key,source\n")
     with pytest.raises(ValueError, match="text.parquet: not a Parquet file"):
-        read_table(tmp_path / "text.parquet")
+        read_manifest(tmp_path / "text.parquet")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "thin.parquet")
     with pytest.raises(ValueError, match="thin.parquet: no column 'dataset'"):
-        read_table(tmp_path / "thin.parquet")
+        read_manifest(tmp_path / "thin.parquet")
     columns = {name: [None] for name in SCHEMA.names}
     pq.write_table(pa.table(columns), tmp_path / "null.parquet")
     with pytest.raises(ValueError, match="null.parquet: a column"):
-        read_table(tmp_path / "null.parquet")
+        read_manifest(tmp_path / "null.parquet")
+
+
+@given(st.lists(st.integers(0, 39), max_size=30), st.integers(1, 40))
+def test_rows_are_taken_by_number_whatever_the_row_groups(numbers, group):
+    rows = [replace(ROWS[0], key=f"k{number}", start=number / 64) for number in range(40)]
+    table = pa.Table.from_pylist([asdict(row) | {"extra": "{}"} for row in rows], schema=SCHEMA)
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+        pq.write_table(table, file.name, row_group_size=group)
+        with Manifest(file.name) as manifest:
+            assert manifest.take(np.array(numbers, np.int64)) == {number: rows[number] for number in numbers}
+            assert list(manifest.rows()) == rows and len(manifest) == 40
 
 
 def test_hash_is_of_the_contents(tmp_path):
+    def hash_of(table, **options):
+        pq.write_table(table, tmp_path / "other.parquet", **options)
+        with Manifest(tmp_path / "other.parquet") as manifest:
+            return manifest.hash()
+
     write_manifest(ROWS, tmp_path / "m.parquet")
-    table = read_table(tmp_path / "m.parquet")
-    pq.write_table(table, tmp_path / "other.parquet", compression="none", row_group_size=1)
-    assert manifest_hash(tmp_path / "m.parquet") == manifest_hash(table) == manifest_hash(tmp_path / "other.parquet")
-    assert manifest_hash(table) != manifest_hash(table.take([1, 0])) != manifest_hash(table.slice(0, 1))
+    table = pq.ParquetFile(tmp_path / "m.parquet").read()
+    with Manifest(tmp_path / "m.parquet") as manifest:
+        original = manifest.hash()
+    assert original == hash_of(table, compression="none", row_group_size=1)
+    assert len({original, hash_of(table.take([1, 0])), hash_of(table.slice(0, 1)), hash_of(table.slice(1))}) == 4
 
 
 @given(st.text(max_size=200))

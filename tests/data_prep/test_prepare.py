@@ -7,18 +7,15 @@ import threading
 from contextlib import closing
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_prep.clips import make_clips
 from data_prep.filters import FilterConfig
 from data_prep.index import ShardError, ShardSet, statistics, verify
 from data_prep.manifest import ManifestRow, read_manifest, write_manifest
 from data_prep.media import ClipFormat, decode_audio, decode_frames, transcode
-from data_prep.prepare import PrepareError, bytes_per_second, index_shards, plan_shards, prepare_shards
+from data_prep.prepare import PrepareError, bytes_per_second, index_shards, prepare_shards
 from data_prep.readers.folder import read_folder
 from data_prep.settings import PrepareConfig
 from tests.fixtures.made_media import ticking, write_media
@@ -172,34 +169,6 @@ def test_a_wrong_media_root_stops_the_run_and_the_right_one_is_used(collection, 
     assert not list((tmp_path / "out").glob("*shard*"))
     summary = prepare_shards(tmp_path / "m.parquet", tmp_path / "out", dataclasses.replace(settings, media_root=f"{collection}/"))
     assert (summary.shards, summary.ok) == (1, 8)
-
-
-splits = st.sampled_from(["train", "heldout", "test"])
-keys_and_splits = st.dictionaries(st.text("abcdef", min_size=1, max_size=8), splits, min_size=1, max_size=60)
-
-
-@given(keys_and_splits, st.integers(1, 20), st.integers(0, 3), st.randoms())
-def test_plan_deals_every_row_once_to_shards_of_its_split(rows, rows_per_shard, seed, random):
-    table = pa.table({"key": list(rows), "split": list(rows.values())})
-    plans = plan_shards(table, rows_per_shard, seed)
-    assert sorted(row for plan in plans for row in plan.rows) == list(range(len(rows)))
-    assert [plan.number for plan in plans] == list(range(len(plans)))
-    for plan in plans:
-        assert {list(rows.values())[row] for row in plan.rows} == {plan.split} and len(plan.rows) <= rows_per_shard
-        sizes = [len(other.rows) for other in plans if other.split == plan.split]
-        assert max(sizes) - min(sizes) <= 1
-    # The same keys in another order make the same shards.
-    shuffled = random.sample(range(len(rows)), len(rows))
-    again = plan_shards(table.take(shuffled), rows_per_shard, seed)
-    assert [[shuffled[row] for row in plan.rows] for plan in again] == [plan.rows for plan in plans]
-
-
-def test_neighbours_are_scattered_and_seeds_differ():
-    table = pa.table({"key": [f"video_{index:04d}" for index in range(1000)], "split": ["train"] * 1000})
-    first, second = (np.array(plan_shards(table, 100, seed)[0].rows) for seed in (0, 1))
-    assert first[:4].tolist() == plan_shards(table, 50, 0)[0].rows[:4]
-    assert first.min() < 50 and first.max() > 950 and len(set(first) & set(second)) < 30
-    assert abs(np.corrcoef(first, np.arange(100))[0, 1]) < 0.3
 
 
 def test_estimate_of_a_clip_size_follows_its_format():
