@@ -7,16 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from data_prep.manifest import write_manifest
-from data_prep.media import ClipFormat
 from data_prep.prepare import prepare_shards
 from data_prep.readers.rendered import read_rendered
 from data_prep.rendering.config import RenderConfig
-from data_prep.settings import PrepareConfig
 from pipelines.config import Recipe
 from pipelines.evaluate import evaluate, table
 from pipelines.metrics.statistics import Bar
@@ -51,8 +50,7 @@ def prepare(out: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     say(f"drawing {CLIPS + HELDOUT} clips of sounding events")
     write_manifest(read_rendered(out / "clips", CLIPS, seed=recipe.seed, heldout=HELDOUT, settings=settings, workers=workers), manifest)
     say("cutting them into shards")
-    clips = ClipFormat(fps=clip.fps, short_side=clip.size, sample_rate=clip.sample_rate, max_seconds=clip.seconds)
-    say(str(prepare_shards(manifest, shards, PrepareConfig(format=clips, rows_per_shard=ROWS_PER_SHARD), workers=workers)))
+    say(str(prepare_shards(manifest, shards, replace(recipe.preparation, rows_per_shard=ROWS_PER_SHARD), workers=workers)))
 
 
 def train(changes: Sequence[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Annotated
 
 import typer
+
+from launch.tasks import task_from_environment
 
 prep = typer.Typer(help="Prepare clips: manifest, shards, index.", no_args_is_help=True)
 manifest = typer.Typer(help="List the clips of a collection as a manifest.", no_args_is_help=True)
@@ -52,24 +55,19 @@ def manifest_rendered(
 def prep_shards(
     manifest_url: Annotated[str, typer.Argument(metavar="MANIFEST", help="Manifest made by `prep manifest`.")],
     out: Annotated[str, typer.Argument(help="Folder or fsspec URL of the shards.")],
-    task: Annotated[str, typer.Option(help="This task I of N, from 0, as I/N.")] = "0/1",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as format.short_side=128 filters.min_motion=0.001.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose clip format and `prepare` section hold.")] = None,
+    task: Annotated[str, typer.Option(help="This task I of N, from 0, as I/N; auto asks SLURM, AWS Batch or Kubernetes.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    seconds: Annotated[float | None, typer.Option(help="Keep at most this much of each clip.")] = None,
-    short_side: Annotated[int, typer.Option(help="Short side of the picture, pixels.")] = 256,
-    fps: Annotated[float, typer.Option(help="Constant frame rate.")] = 25.0,
-    sample_rate: Annotated[int, typer.Option(help="Audio rate, Hz.")] = 16000,
-    rows_per_shard: Annotated[int | None, typer.Option(help="Clips per shard; by default as many as fill --shard-mb.")] = None,
-    shard_mb: Annotated[int, typer.Option(help="Size of a shard, MB.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the global shuffle.")] = 0,
 ):
     """Cut, transcode and filter the clips of a manifest into WebDataset shards with sidecars. Run again to resume."""
-    from data_prep.media import ClipFormat
-    from data_prep.prepare import prepare_shards
-    from data_prep.settings import PrepareConfig
-
-    clip = ClipFormat(fps=fps, short_side=short_side, sample_rate=sample_rate, max_seconds=seconds)
-    settings = PrepareConfig(format=clip, rows_per_shard=rows_per_shard, shard_mb=shard_mb, seed=seed)
     part = _task(task)
+    from data_prep.prepare import prepare_shards
+    from pipelines.recipes import load_preparation
+
+    settings = load_preparation(recipe, overrides or ())
     with _progress("clips") as advance:
         summary = prepare_shards(manifest_url, out, settings, task=part, workers=workers, progress=advance)
     typer.echo(str(summary))
@@ -131,6 +129,8 @@ def _progress(title: str):
 
 
 def _task(text: str) -> tuple[int, int]:
+    if text == "auto":
+        return task_from_environment(os.environ) or (0, 1)
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--task {text!r}: write it as I/N with 0 <= I < N")

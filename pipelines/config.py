@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from data_prep.audio import MEL_SPECS
+from data_prep.media import ClipFormat
 from data_prep.settings import PrepareConfig
 from models.codecs import autoencoder
 from models.codecs.vocoder import GriffinLimConfig
@@ -76,6 +77,15 @@ class PrepareSection:
         _check(self.tasks > 0 and self.workers > 0, "tasks and workers must be above 0")
 
 
+@dataclass
+class Preparation:
+    """Settings of the preparation alone, as the command line changes them."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    settings: PrepareConfig
+
+
 @dataclass(kw_only=True)
 class StreamConfig:
     """How training reads the shards."""
@@ -88,6 +98,8 @@ class StreamConfig:
     """Memory for decoded clips per process: worth it when the whole set fits, as in the demo."""
     max_bad_share: float = 0.01
     """Stop when more than this share of the clips cannot be read."""
+    allow_data_change: bool = False
+    """Resume although the shards or the order's settings are not those of the checkpoint: clips may come twice, or not at all."""
 
 
 @dataclass(kw_only=True)
@@ -322,6 +334,15 @@ class Recipe:
         for name in ("fps", "sample_rate") if self.prepare else ():
             made, read = getattr(self.prepare.settings.format, name), getattr(self.clip, name)
             _check(made == read, f"prepare.settings.format.{name} {made:g} must equal clip.{name}, {read:g}")
+
+    @property
+    def preparation(self) -> PrepareConfig:
+        """How to make its shards: as `prepare` says, else clips of the format that `clip` reads."""
+        if self.prepare:
+            return self.prepare.settings
+        clip = self.clip
+        side = clip.size + clip.size % 2
+        return PrepareConfig(format=ClipFormat(fps=clip.fps, sample_rate=clip.sample_rate, short_side=side, max_seconds=clip.seconds))
 
     @property
     def folder(self) -> Path:

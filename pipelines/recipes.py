@@ -13,7 +13,8 @@ from typing import Any
 import pydantic
 import yaml
 
-from pipelines.config import Recipe, merge
+from data_prep.settings import PrepareConfig
+from pipelines.config import Preparation, Recipe, merge
 
 
 class RecipeError(ValueError):
@@ -42,7 +43,19 @@ def parse_recipe(tree: Mapping, origin: str = "recipe") -> Recipe:
     try:
         return pydantic.TypeAdapter(Recipe).validate_python(dict(tree))
     except pydantic.ValidationError as error:
-        raise RecipeError(f"{origin}: {_first_problem(error)}") from None
+        raise RecipeError(f"{origin}: {_first_problem(error, Recipe())}") from None
+
+
+def load_preparation(recipe: str | Path | None, overrides: Sequence[str] = ()) -> PrepareConfig:
+    """The preparation that a recipe asks for, or the defaults, with `key=value` overrides such as format.short_side=128 laid over."""
+    base = PrepareConfig() if recipe is None else load_recipe(recipe).preparation
+    tree = to_tree(base)
+    for override in overrides:
+        tree = merge(tree, _parse_override(override, "filters.min_motion=0.001"))
+    try:
+        return pydantic.TypeAdapter(Preparation).validate_python({"settings": tree}).settings
+    except pydantic.ValidationError as error:
+        raise RecipeError(_first_problem(error, Preparation(base)).removeprefix("settings.")) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -83,34 +96,34 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
-def _parse_override(text: str) -> dict:
+def _parse_override(text: str, example: str = "generative.train.steps=100") -> dict:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {text!r}: write it as key=value, for example generative.train.steps=100")
+        raise RecipeError(f"override {text!r}: write it as key=value, for example {example}")
     tree: Any = yaml.load(value, Loader=_Loader) if value else ""
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree
 
 
-def _first_problem(error: pydantic.ValidationError) -> str:
+def _first_problem(error: pydantic.ValidationError, defaults: Any) -> str:
     problems = error.errors(include_url=False)
     # An unknown key is the likeliest cause of whatever else is wrong, so it is named first.
     problem = min(problems, key=lambda p: p["type"] != "unexpected_keyword_argument")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{key}: no such key{_suggest(problem['loc'])}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{_given(problem)}"
+        return f"{key}: no such key{_suggest(problem['loc'], defaults)}"
+    if problem["type"] == "value_error":  # our own words
+        return f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}"
+    return f"{key + ': ' if key else ''}{problem['msg'][0].lower() + problem['msg'][1:]}{_given(problem)}"
 
 
 def _given(problem: Mapping) -> str:
     value = problem.get("input")
-    return f", not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) and problem["type"] != "value_error" else ""
+    return f", not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) else ""
 
 
-def _suggest(loc: Sequence) -> str:
-    config: Any = Recipe()
+def _suggest(loc: Sequence, config: Any) -> str:
     for part in loc[:-1]:
         config = getattr(config, str(part), None)
     known = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []

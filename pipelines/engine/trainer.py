@@ -85,12 +85,13 @@ class Trainer:
     def _report(self, log: RunLog, losses: dict[str, torch.Tensor], waited: float, seconds: float) -> None:
         values = self.world.mean({name: float(value) for name, value in losses.items()})
         check_finite(values, self.step)
+        quarantined = self.world.mean({"clips": float(self.stream.bad)})["clips"] * self.world.size
         norm = self.engine.get_global_grad_norm()
         extra = {} if norm is None else {"gradient_norm": float(norm)}
         rate = learning_rate(self.step - 1, self.train.steps, self.train.optimiser)
         log.scalars(self.step, values | extra | {
             "learning_rate": rate, "seconds_per_step": seconds, "data_wait": waited / seconds,
-            "samples_per_second": self.train.batch_size / seconds, "quarantined": self.stream.bad})
+            "samples_per_second": self.train.batch_size / seconds, "quarantined": round(quarantined)})
         log.advance(self.step, f"loss {values['loss']:.4f}")
 
     def _validates(self) -> bool:
@@ -110,7 +111,7 @@ class Trainer:
         state = load_checkpoint(self.checkpoints, self.engine, self.ema, self.world)
         if state is None:
             return 0
-        self.stream.load_state_dict(state["stream"])
+        self.stream.load_state_dict(state["stream"], self.train.stream.allow_data_change)
         return state["step"]
 
     def _export(self) -> None:

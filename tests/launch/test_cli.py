@@ -51,7 +51,7 @@ def test_nothing_heavy_is_imported_before_a_command_runs():
         ("prep shards {video} {out}", "not a Parquet file"),
         ("prep shards nothing.parquet {out} --task 2/2", "--task '2/2': write it as I/N with 0 <= I < N"),
         ("prep shards nothing.parquet {out} --task one", "--task 'one': write it as I/N"),
-        ("prep shards nothing.parquet {out} --short-side 33", "ClipFormat.short_side is 33: choose an even number"),
+        ("prep shards nothing.parquet {out} format.short_side=33", "ClipFormat.short_side is 33: choose an even number"),
         ("prep manifest folder nowhere --out {out}", "nowhere: no such folder"),
         ("prep index nowhere", "nowhere: no settings.json here; make shards with `foleyscale prep shards` first"),
     ],

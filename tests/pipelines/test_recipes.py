@@ -3,9 +3,11 @@
 import pytest
 import yaml
 
+from data_prep.media import ClipFormat
+from data_prep.settings import PrepareConfig
 from models.generators.mmdit import PRESETS
 from pipelines.config import merge
-from pipelines.recipes import RecipeError, dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from pipelines.recipes import RecipeError, dump_recipe, load_preparation, load_recipe, parse_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -67,3 +69,32 @@ def test_files_that_are_no_recipe(tmp_path):
     broken.write_text("- a")
     with pytest.raises(RecipeError, match="a recipe is a mapping"):
         load_recipe(broken)
+
+
+def test_preparation_follows_the_clip_format_unless_the_recipe_says_more():
+    assert load_preparation("demo").format == ClipFormat(short_side=32, max_seconds=3.84)
+    assert load_preparation(None) == PrepareConfig()
+    changed = load_preparation("demo", ["filters.min_motion=0.001", "shard_mb=10"])
+    assert (changed.filters.min_motion, changed.shard_mb, changed.format.short_side) == (0.001, 10, 32)
+    given = parse_recipe({"prepare": {"reader": "folder", "arguments": ["videos"], "settings": {"format": {"short_side": 128}}}})
+    assert given.preparation.format.short_side == 128
+    assert parse_recipe(yaml.safe_load(dump_recipe(given))) == given
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("filters.min_motio=1", r"^filters.min_motio: no such key; did you mean min_motion\?$"),
+        ("format.short_side=13", "^format: ClipFormat.short_side is 13"),
+        ("shard_mb=big", "^shard_mb: input should be a valid integer.*'big'"),
+        ("shard_mb", "write it as key=value, for example filters.min_motion=0.001"),
+    ],
+)
+def test_mistakes_in_a_preparation_are_named(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_preparation(None, [override])
+
+
+def test_shards_must_be_made_at_the_rates_that_are_read():
+    with pytest.raises(RecipeError, match="prepare.settings.format.fps 12 must equal clip.fps, 25"):
+        parse_recipe({"prepare": {"settings": {"format": {"fps": 12}}}})
