@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError as ClipTimeout
@@ -13,10 +14,13 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from data_prep.download import Downloader
 from data_prep.filters import DROPPED, verdict
+from data_prep.limits import MEMORY_EXIT, limit_memory
 from data_prep.manifest import ManifestRow
 from data_prep.media import ClipError, transcode
 from data_prep.settings import PrepareConfig
+from data_prep.urls import redacted
 
 _AHEAD = 4
 """Clips per worker under way or waiting to be written: bounds the memory, and a slow clip does not stop the others at once."""
@@ -33,13 +37,13 @@ class Outcome:
 
 
 def make_clips(rows: Iterable[ManifestRow], settings: PrepareConfig, workers: int) -> Iterator[tuple[ManifestRow, Outcome]]:
-    """Make clips in worker processes, in order: a decoder that hangs or crashes is killed and costs one clip."""
+    """Make clips in worker processes, in order: a decoder that hangs, crashes or takes too much memory is killed and costs one clip."""
     # Spawned: libraries behind fsspec do not survive a fork.
-    pool = ProcessPool(max_workers=workers, context=get_context("spawn"))
+    pool = ProcessPool(workers, context=get_context("spawn"), initializer=_begin, initargs=[settings.clip_memory_mb])
     ahead: deque[tuple[ManifestRow, ProcessFuture]] = deque()
     try:
         for row in rows:
-            ahead.append((row, pool.schedule(make_clip, args=[row, settings], timeout=settings.clip_timeout)))
+            ahead.append((row, pool.schedule(make_clip, args=[row, settings], timeout=_seconds(row, settings))))
             if len(ahead) >= _AHEAD * workers:
                 yield _collect(*ahead.popleft(), settings)
         while ahead:
@@ -49,12 +53,18 @@ def make_clips(rows: Iterable[ManifestRow], settings: PrepareConfig, workers: in
         pool.join()
 
 
+def _begin(memory_mb: int) -> None:
+    limit_memory(memory_mb)  # from here, so that this module's libraries are in memory already and do not count
+
+
 def _collect(row: ManifestRow, future: ProcessFuture, settings: PrepareConfig) -> tuple[ManifestRow, Outcome]:
     try:
         return row, future.result()
     except ClipTimeout:
-        return row, _failure(row, "timeout", f"no result within {settings.clip_timeout:g} s")
+        return row, _failure(row, "timeout", f"no result within {_seconds(row, settings):g} s")
     except ProcessExpired as error:
+        if error.exitcode == MEMORY_EXIT:
+            return row, _failure(row, "memory", f"it takes more than clip_memory_mb, {settings.clip_memory_mb} MB")
         return row, _failure(row, "crashed", f"the process that decoded it ended with code {error.exitcode}")
     except BrokenProcessPool as error:
         problem = "the worker processes end before they begin"
@@ -65,27 +75,48 @@ def make_clip(row: ManifestRow, settings: PrepareConfig) -> Outcome:
     """Make one clip; what is wrong with it comes back as an outcome, never as an exception."""
     columns = row_columns(row)
     try:
-        clip = transcode(_located(row.source, settings.media_root), row.start, row.end, settings.format)
+        clip = transcode(_located(row.source, settings), row.start, row.end, settings.format)
     except ClipError as error:
         return _failure(row, error.reason, str(error))
+    except MemoryError:
+        return _failure(row, "memory", f"it takes more than clip_memory_mb, {settings.clip_memory_mb} MB")
     except Exception as error:  # libraries raise all sorts for bytes they did not expect: that is one clip's fate, not the run's
         return _failure(row, "error", f"{type(error).__name__}: {error}")
+    described = {"key": row.key, "split": row.split, **columns, **clip.described(), "extra": json.loads(columns["extra"])}
     columns |= clip.columns()
     if reason := verdict(columns, settings.filters):
         return Outcome("dropped", reason, columns)
-    described = {"key": row.key, "split": row.split, **columns, "extra": row.extra}
     return Outcome("ok", None, columns, {"mp4": clip.mp4, "flac": clip.flac, "json": json.dumps(described, sort_keys=True).encode()})
 
 
 def row_columns(row: ManifestRow) -> dict[str, Any]:
     """The manifest's part of a sidecar row."""
-    columns = asdict(row) | {"extra": json.dumps(row.extra, sort_keys=True, ensure_ascii=False)}
+    # A signed URL opens its file to whoever reads the sidecar.
+    extra = redacted(json.dumps(row.extra, sort_keys=True, ensure_ascii=False))
+    columns = asdict(row) | {"extra": extra, "source": redacted(row.source)}
     return {name: value for name, value in columns.items() if name not in ("key", "split")}
 
 
 def _failure(row: ManifestRow, reason: str, message: str) -> Outcome:
-    return Outcome("dropped" if reason in DROPPED else "failed", reason, row_columns(row) | {"message": message})
+    return Outcome("dropped" if reason in DROPPED else "failed", reason, row_columns(row) | {"message": redacted(message)})
 
 
-def _located(source: str, media_root: str) -> str:
-    return source if not media_root or "://" in source or source.startswith("/") else f"{media_root.rstrip('/')}/{source}"
+def _located(source: str, settings: PrepareConfig) -> str:
+    """The path or URL to read a source from, downloaded first where that is asked for; ClipError where it leads out of the root."""
+    if _is_web(source) and settings.download is not None:
+        return str(Downloader(settings.download).fetch(source))
+    if not settings.media_root or "://" in source or source.startswith("/"):
+        return source
+    if posixpath.normpath(source).split("/")[0] == "..":
+        raise ClipError("unreadable", f"{source}: leads out of media_root {settings.media_root}; mend the manifest")
+    return f"{settings.media_root.rstrip('/')}/{source}"
+
+
+def _is_web(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _seconds(row: ManifestRow, settings: PrepareConfig) -> float:
+    """The time limit of a row: that of a download comes on top."""
+    downloads = _is_web(row.source) and settings.download is not None
+    return settings.clip_timeout + (settings.download.time_limit + settings.download.timeout if downloads else 0.0)

@@ -6,17 +6,21 @@ import contextlib
 import io
 import math
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
-import fsspec
 from av.container import InputContainer
 from av.stream import Disposition
 
-Source = str | os.PathLike[str] | bytes
+from data_prep.remote_file import RemoteFile
+from data_prep.urls import redacted
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+"""A path, an fsspec URL, the bytes themselves, or an open file."""
 
 _SEEK_MARGINS = (0.0, 2.0, 10.0, math.inf)
 """Seconds to seek ahead of the wanted time, tried in turn: some formats land late, on the key frame after it."""
@@ -25,12 +29,40 @@ _SEEK_MARGINS = (0.0, 2.0, 10.0, math.inf)
 class ClipError(RuntimeError):
     """A clip cannot be made or read; `reason` is the short name that goes into the sidecar.
 
-    Reasons: missing, unreadable, undecodable, no_video, no_audio, too_short.
+    Reasons: missing, unreadable, undecodable, no_video, no_audio, too_short, too_large, memory.
     """
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+
+@dataclass
+class Losses:
+    """Where a stream could not be decoded, or only with patches over its holes."""
+
+    spans: dict[float, float] = field(default_factory=dict)
+    """Time on the file's timeline -> seconds."""
+
+    def note(self, item: av.Packet | av.VideoFrame | av.AudioFrame, stream: Any, zero: Fraction) -> None:
+        """Count the time of a packet or frame as lost."""
+        time = item.dts if item.pts is None else item.pts
+        if time is not None:
+            usual = 1 / stream.average_rate if stream.type == "video" and stream.average_rate else 0
+            self.spans[float(time * item.time_base - zero)] = float(item.duration * item.time_base or usual)
+
+    def note_end(self, last: int, stream: Any, zero: Fraction) -> None:
+        """Count as lost what the file's index promises after the `last` timestamp read: it was cut off in transfer."""
+        entries = stream.index_entries
+        if len(entries) and (promised := entries[len(entries) - 1].timestamp) > last:
+            self.spans[float(last * stream.time_base - zero)] = float((promised - last) * stream.time_base)
+
+    def share(self, start: float, seconds: float, end: float | None) -> float:
+        """Share that is lost of a clip of `seconds` from `start` on, which ends early where the losses go on up to `end`."""
+        limit = math.inf if end is None else end
+        spans = [(time, min(time + length, limit)) for time, length in self.spans.items()]
+        over = max([start + seconds, *(until for _, until in spans)])
+        return min(1.0, sum(max(0.0, until - max(time, start)) for time, until in spans) / (over - start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +92,50 @@ class MediaInfo:
         return None if self.audio_start is None else self.audio_start - self.video_start
 
 
+def name_of(source: Source) -> str:
+    """What to call a source in a message."""
+    if isinstance(source, str | os.PathLike):
+        return redacted(os.fspath(source))
+    return "bytes in memory" if isinstance(source, bytes) else str(source)
+
+
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[InputContainer]:
-    """The media file at a path or URL, or in memory; what goes wrong while it is open becomes a ClipError."""
-    name = "bytes in memory" if isinstance(source, bytes) else os.fspath(source)
+    """The media file of a source; what goes wrong while it is open becomes a ClipError."""
+    with _clip_errors(name_of(source)), readable(source) as file:
+        if not isinstance(file, str):
+            file.seek(0)
+        elif ":" in file:
+            file = f"file:{file}"  # FFmpeg would take what precedes the colon for a protocol
+        # Tags in a foreign encoding are no reason to lose the clip.
+        with av.open(file, metadata_errors="replace") as media:
+            yield media
+
+
+@contextlib.contextmanager
+def readable(source: Source) -> Iterator[str | BinaryIO]:
+    """A source as FFmpeg takes it: the path of a regular file, or an open file, which keeps what it has read of a remote one."""
+    with _clip_errors(name_of(source)):
+        if isinstance(source, bytes):
+            yield io.BytesIO(source)
+        elif not isinstance(source, str | os.PathLike):
+            yield source
+        elif "://" in (name := os.fspath(source)):
+            yield RemoteFile(name)
+        elif "\0" in name or not stat.S_ISREG(os.stat(name).st_mode):
+            raise ClipError("unreadable", f"{name!r}: not a regular file")  # opening a pipe would wait for its writer
+        else:
+            yield name
+
+
+@contextlib.contextmanager
+def _clip_errors(name: str) -> Iterator[None]:
     try:
-        with contextlib.ExitStack() as stack:
-            file: Any = name
-            if isinstance(source, bytes):
-                file = io.BytesIO(source)
-            elif "://" in name:
-                file = stack.enter_context(fsspec.open(name, "rb"))
-            # Tags in a foreign encoding are no reason to lose the clip.
-            yield stack.enter_context(av.open(file, metadata_errors="replace"))
+        yield
     except FileNotFoundError as error:
         raise ClipError("missing", f"{name}: no such file") from error
+    except MemoryError as error:
+        raise ClipError("memory", f"{name}: takes more memory than its process may have") from error
     except OSError as error:
         raise ClipError("unreadable", f"{name}: {error}") from error
     except av.FFmpegError as error:
@@ -134,29 +195,42 @@ def _duration(media: InputContainer, video: av.VideoStream, zero: Fraction) -> f
     return float(max(ends, default=0) * video.time_base - zero)
 
 
-def _decoded(media: InputContainer, stream: Any) -> Iterator[Any]:
-    started = False
+def _decoded(media: InputContainer, stream: Any, losses: Losses | None) -> Iterator[Any]:
+    """Frames in order; a packet that cannot be decoded is noted in `losses` and left out, without them it is an error."""
+    zero, started, last = origin(media), False, 0
     for packet in media.demux(stream):
+        last = max(last, packet.pts or 0, packet.dts or 0)
         try:
             frames = packet.decode()
-        except av.InvalidDataError:
-            if started:
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            if losses is not None:
+                losses.note(packet, stream, zero)
+            elif started:  # after a seek the first packets may be halves
                 raise
-            continue  # after a seek the first packets may be halves
+            continue
         for frame in frames:
             started = True
+            if losses is not None and frame.is_corrupt:
+                losses.note(frame, stream, zero)
             yield frame
+    if losses is not None:
+        losses.note_end(last, stream, zero)
 
 
-def timed(media: InputContainer, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
-    """(time, frame) in order of presentation, beginning at or before `start` where the stream has something there."""
+def timed(media: InputContainer, stream: Any, start: float, losses: Losses | None = None) -> Iterator[tuple[float, Any]]:
+    """(time, frame) in order of presentation, beginning at or before `start` where the stream has something there.
+
+    What cannot be decoded raises av.FFmpegError, or is noted in `losses` where they are given.
+    """
     zero = origin(media)
     first = None
     for margin in _SEEK_MARGINS:
         target = max(0.0, start - margin)
         if target > 0 or margin > 0:
             media.seek(max(int((Fraction(target) + zero) / stream.time_base), stream.start_time or 0), stream=stream)
-        frames = _decoded(media, stream)
+        frames = _decoded(media, stream, losses)
         first = next(frames, None)
         time = 0.0 if first is None or first.pts is None else first.time - float(zero)
         if target == 0 or (first is not None and time <= start):

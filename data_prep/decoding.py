@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_prep.backends import backend
 from data_prep.frames import resize
 from data_prep.index import Entry, ShardError
-from data_prep.media import ClipError, decode_audio, decode_frames
+from data_prep.media import ClipError, decode_audio
 
 Sample = dict[str, Any]
 _PCM_SCALE = 32768
@@ -43,8 +44,11 @@ class ClipDecoder:
     """What to decode; the member behind what is left out is not read."""
     columns: tuple[str, ...] = ()
     """Columns of the sidecar to hand on, such as "caption" and "labels"."""
+    backend: str = "pyav"
+    """Decoder of the pictures: "pyav", or "decord" or "torchcodec" where installed; all give the same frames."""
 
     def __post_init__(self) -> None:
+        backend(self.backend)  # a missing package is told now and not clip by clip
         if self.seconds is not None and round(self.seconds * self.fps) < 1:
             raise ValueError(f"seconds is {self.seconds}: shorter than one frame at {self.fps} fps; take more, or None for whole clips")
         if self.size is not None and self.size < 1:
@@ -104,11 +108,8 @@ class ClipDecoder:
         return {"frames": (start, min(wanted, frames - start)), "waveform": (first, count)}
 
     def _video(self, mp4: bytes, start: int, count: int | None) -> torch.Tensor:
-        frames = torch.from_numpy(decode_frames(mp4, start, count)).permute(0, 3, 1, 2)
-        if self.size is None:
-            return frames.contiguous()
-        # One at a time: a matrix product may round otherwise in a larger batch, and cached crops must equal decoded ones.
-        return torch.stack([resize(frame, self.size, crop=True) for frame in frames])
+        frames = torch.from_numpy(backend(self.backend)(mp4, start, count)).permute(0, 3, 1, 2)
+        return (frames if self.size is None else resize(frames, self.size, crop=True)).contiguous()
 
     def _finish(self, media: dict[str, torch.Tensor], entry: Entry) -> Sample:
         if self.seconds is not None and "frames" in media:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -13,8 +13,12 @@ import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.container import Flags
 
-_H264_OPTIONS = {"bf": "0", "sc_threshold": "0", "flags": "+cgop", "threads": "1", "x264-params": "mbtree=0"}
-"""No B-frames and regular key frames: a reader finds a frame by counting. One thread: the bytes are the same on every machine."""
+from data_prep.fingerprint import mean_change, reduced, thumbnail
+from data_prep.timeline import planes
+
+_H264_OPTIONS = {"bf": "0", "sc_threshold": "0", "flags": "+cgop", "threads": "1", "x264-params": "mbtree=0:rc-lookahead=0"}
+"""No B-frames and regular key frames: a reader finds a frame by counting. One thread: the bytes are the same on every machine.
+Without B-frames and macroblock trees nothing is looked ahead for: leaving that out changes no byte."""
 _BT601, _LIMITED_RANGE = 6, 1
 
 
@@ -34,6 +38,10 @@ class ClipFormat:
     """Shorter clips are not made (too_short)."""
     max_seconds: float | None = None
     """Longer clips are cut off here; None keeps all."""
+    max_pixels: int = 8192 * 4320
+    """Sources with larger pictures (width times height) are refused before they are decoded (too_large)."""
+    max_lost: float = 0.02
+    """Share of a clip's time whose picture or sound may be damaged: there the picture stands or is patched, the sound is silent."""
     gop: int = 10
     """Frames from key frame to key frame: a reader decodes at most so many in vain."""
     crf: int = 23
@@ -52,6 +60,9 @@ class ClipFormat:
             raise ValueError(f"ClipFormat.sample_rate is {self.sample_rate}: choose 8000 to 192000 Hz")
         if self.min_seconds < 0 or (self.max_seconds is not None and self.max_seconds < max(self.min_seconds, 1 / self.fps)):
             raise ValueError(f"ClipFormat.min_seconds, max_seconds are {self.min_seconds}, {self.max_seconds}: need 0 <= min <= max")
+        if self.max_pixels < 1 or not 0 <= self.max_lost <= 1:
+            problem = "need 1 pixel or more and a share from 0 to 1"
+            raise ValueError(f"ClipFormat.max_pixels, max_lost are {self.max_pixels}, {self.max_lost}: {problem}")
         if self.gop < 1 or not 0 <= self.crf <= 51:
             raise ValueError(f"ClipFormat.gop, crf are {self.gop}, {self.crf}: need gop >= 1 and crf from 0 to 51")
 
@@ -63,28 +74,33 @@ class ClipFormat:
 
 @dataclass
 class Video:
-    """An encoded video without sound, and the mean change of its pixels from frame to frame (of 1)."""
+    """An encoded video without sound, and what was seen of its pictures on the way."""
 
     mp4: bytes = b""
     frames: int = 0
     width: int = 0
     height: int = 0
     motion: float = 0.0
+    """Mean change of luma from frame to frame, of 1."""
+    thumbnails: list[np.ndarray] = field(default_factory=list)
+    """One for each frame."""
 
 
-def encode_video(frames: Iterable[np.ndarray], format: ClipFormat) -> Video:
-    """Encode RGB frames (H, W, 3) uint8 as they come, all of the size of the first."""
-    video, buffer, last, change = Video(), io.BytesIO(), None, 0.0
+def encode_video(pictures: Iterable[np.ndarray], format: ClipFormat) -> Video:
+    """Encode painted pictures of equal size; nothing where there are none."""
+    video, buffer, change, last, small = Video(), io.BytesIO(), 0.0, None, None
     with _writer(buffer, "mp4") as target:
         stream = None
-        for frame in frames:
+        for picture in pictures:
             if stream is None:
-                video.height, video.width = frame.shape[:2]
+                video.height, video.width = planes(picture)[0].shape
                 stream = _h264_stream(target, video, format)
-            small = frame[::4, ::4].astype(np.int16)
-            change += 0.0 if last is None else float(np.abs(small - last).mean()) / 255
-            last = small
-            target.mux(stream.encode(_yuv(frame, video.frames, format.rate)))
+            if picture is not last:  # at low rates it is shown again
+                before, small = small, reduced(planes(picture)[0])
+                change += 0.0 if before is None else mean_change(before, small)
+                last, thumb = picture, thumbnail(small)
+            video.thumbnails.append(thumb)
+            target.mux(stream.encode(_frame(picture, video.frames, format.rate)))
             video.frames += 1
         if stream is not None:
             target.mux(stream.encode())
@@ -108,16 +124,26 @@ def _h264_stream(target: Any, video: Video, format: ClipFormat) -> av.VideoStrea
     return stream
 
 
-def _yuv(frame: np.ndarray, index: int, rate: Fraction) -> av.VideoFrame:
-    picture = av.VideoFrame.from_ndarray(frame, "rgb24")
-    picture = picture.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", threads=1)
-    picture.pts, picture.time_base = index, 1 / rate
-    return picture
+def _frame(picture: np.ndarray, index: int, rate: Fraction) -> av.VideoFrame:
+    # A new frame: a decoder's own would bring its type, which the encoder takes for an order, and its side data.
+    frame = av.VideoFrame.from_numpy_buffer(picture, "yuv420p")
+    frame.pts, frame.time_base = index, 1 / rate
+    frame.colorspace, frame.color_range = _BT601, _LIMITED_RANGE
+    return frame
 
 
-def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
-    """A waveform (N,) in [-1, 1] as 16-bit FLAC."""
-    samples = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
+def as_rgb(picture: np.ndarray) -> np.ndarray:
+    """A painted picture as RGB (H, W, 3) uint8, as a decoder of the clip shows it."""
+    return _frame(picture, 0, Fraction(1)).reformat(format="rgb24", threads=1).to_ndarray()
+
+
+def pcm16(waveform: np.ndarray) -> np.ndarray:
+    """A waveform in [-1, 1] as the int16 samples that are stored."""
+    return np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
+
+
+def encode_flac(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Samples (N,) int16 as FLAC."""
     buffer = io.BytesIO()
     with _writer(buffer, "flac") as target:
         stream = target.add_stream("flac", rate=sample_rate, layout="mono", format="s16")

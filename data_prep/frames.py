@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 __all__ = ["centre_crop", "normalise", "resize", "sample_indices", "to_float"]
-
-_CHUNK_VALUES = 1 << 22
-"""Input values resized at a time: bounds the float32 copies and keeps them near the cache."""
 
 
 def sample_indices(count: int, fps: float, source_fps: float, start: float = 0.0, total: int | None = None) -> np.ndarray:
@@ -24,28 +20,6 @@ def sample_indices(count: int, fps: float, source_fps: float, start: float = 0.0
     # The margin stops 0.28 * 25 = 6.999... from showing frame 6.
     indices = np.floor((start + np.arange(count) / fps) * source_fps + 1e-6).astype(np.int64)
     return indices if total is None else indices.clip(max=total - 1)
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel with a = -0.5 (as Pillow and PyTorch's antialiased resizing)."""
-    x = np.abs(x)
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-@functools.lru_cache(maxsize=64)
-def _weights(source: int, scaled: int, offset: int, target: int, method: str, device: torch.device) -> torch.Tensor:
-    """Matrix (source, target): resizing `source` pixels to `scaled`, of which `target` from `offset` on are kept."""
-    ratio = source / scaled
-    pixel, wanted = np.arange(source)[:, None], (offset + np.arange(target))[None]
-    if method == "area":
-        overlap = np.minimum(pixel + 1, (wanted + 1) * ratio) - np.maximum(pixel, wanted * ratio)
-        weights = overlap.clip(min=0.0)
-    else:
-        # Shrinking stretches the kernel over all pixels it covers: that is the antialiasing.
-        weights = _cubic((pixel + 0.5 - (wanted + 0.5) * ratio) / max(ratio, 1.0))
-    with torch.inference_mode(False):  # see audio._constants
-        return torch.from_numpy((weights / weights.sum(0)).astype(np.float32)).to(device)
 
 
 def _geometry(source: tuple[int, int], size: int | tuple[int, int], crop: bool) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -63,30 +37,18 @@ def _geometry(source: tuple[int, int], size: int | tuple[int, int], crop: bool) 
     return scaled, (size if crop else scaled)
 
 
-def resize(frames: torch.Tensor, size: int | tuple[int, int], crop: bool = False, method: str = "bicubic") -> torch.Tensor:
-    """Frames (..., H, W), uint8 or float, resized without aliasing; uint8 stays uint8.
+def resize(frames: torch.Tensor, size: int | tuple[int, int], crop: bool = False) -> torch.Tensor:
+    """Frames (..., C, H, W), uint8 or float, resized without aliasing by bicubic interpolation; uint8 stays uint8.
 
     `size` an int: the shorter side, keeping the shape; with `crop` its centre square. `size` (h, w): exactly that, squashed,
-    or with `crop` scaled to cover it and cropped about the centre. `method`: "bicubic" or "area".
+    or with `crop` scaled to cover it and cropped about the centre.
     """
-    if method not in ("bicubic", "area"):
-        raise ValueError(f"resize: method is {method!r}: choose 'bicubic' or 'area'")
-    source = tuple(frames.shape[-2:])
-    scaled, kept = _geometry(source, size, crop)
-    if scaled == source:
-        return centre_crop(frames, *kept)
-    rows, columns = (
-        _weights(source[i], scaled[i], (scaled[i] - kept[i]) // 2, kept[i], method, frames.device) for i in range(2)
-    )
-    flat = frames.reshape(-1, *source)
-    step = max(1, _CHUNK_VALUES // (source[0] * source[1]))
-    resized = torch.cat([_apply(flat[i : i + step], rows, columns) for i in range(0, len(flat), step)] or [flat.new_empty(0, *kept)])
-    return resized.reshape(*frames.shape[:-2], *kept)
-
-
-def _apply(frames: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    resized = rows.T @ (frames.float() @ columns)
-    return resized.round_().clamp_(0, 255).to(torch.uint8) if frames.dtype == torch.uint8 else resized.to(frames.dtype)
+    scaled, kept = _geometry(tuple(frames.shape[-2:]), size, crop)
+    if scaled != tuple(frames.shape[-2:]):
+        # The operator below torchvision's antialiased resizing. Its kernel for bytes rounds between the two directions, as Pillow's.
+        flat = torch.ops.aten._upsample_bicubic2d_aa(frames.reshape(-1, *frames.shape[-3:]), scaled, align_corners=False)
+        frames = flat.reshape(*frames.shape[:-2], *scaled)
+    return centre_crop(frames, *kept)
 
 
 def centre_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

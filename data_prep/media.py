@@ -15,8 +15,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from data_prep.container import ClipError, MediaInfo, Source, opened, origin, probe, video_stream
-from data_prep.encode import ClipFormat, encode_audio, encode_flac, encode_video
+from data_prep.container import ClipError, Losses, MediaInfo, Source, name_of, opened, origin, probe, readable, video_stream
+from data_prep.encode import ClipFormat, as_rgb, encode_audio, encode_flac, encode_video, pcm16
+from data_prep.fingerprint import fingerprint
 from data_prep.timeline import Painter, mono, pictures, sound
 
 __all__ = [
@@ -57,7 +58,11 @@ class EncodedClip:
     silence: float
     """Share of the clip in stretches of silence."""
     motion: float
-    """Mean change of a pixel from frame to frame, of 1: 0 is a still picture."""
+    """Mean change of brightness from frame to frame, of 1: 0 is a still picture."""
+    lost: float
+    """Share of the clip's time whose picture or sound could not be decoded."""
+    fingerprint: bytes
+    """See data_prep.fingerprint."""
     source_fps: float
     """Average frame rate of the source."""
     source_side: int
@@ -69,30 +74,44 @@ class EncodedClip:
         """All measurements, without the media."""
         return {name: value for name, value in vars(self).items() if name not in ("mp4", "flac")}
 
+    def described(self) -> dict[str, Any]:
+        """The measurements that people read."""
+        return {name: value for name, value in self.columns().items() if name != "fingerprint"}
+
 
 def transcode(source: Source, start: float, end: float | None, format: ClipFormat) -> EncodedClip:
     """Cut [start, end) seconds (end None: all) out of a media file and encode it; ClipError where that cannot be done.
 
     Both streams are cut by their timestamps, counted from the file's beginning; where the sound begins late there is silence.
+    Each is decoded once, for all that is made of it and measured on it.
     """
-    info = probe(source)
-    if info.audio_start is None:
-        raise ClipError("no_audio", f"{_name(source)}: no audio stream")
-    if format.max_seconds is not None:
-        end = min(math.inf if end is None else end, start + format.max_seconds)
-    with opened(source) as media:
-        video_stream(media).codec_context.thread_count = 1  # preparation runs one process per core
-        video = encode_video(_painted(media, start, end, format.fps, format.short_side, format.crop), format)
-    # The source may end before `end`: then the clip lasts as long as its frames.
-    whole = end is not None and video.frames == round((end - start) * format.fps)
-    duration = end - start if whole else video.frames / format.fps
-    if not video.frames or duration < format.min_seconds:
-        raise ClipError("too_short", f"{_name(source)}: {duration:.3f} s from {start:g} s on, {format.min_seconds:g} s are wanted")
-    with opened(source) as media:
-        waveform = sound(media, start, round(duration * format.sample_rate), format.sample_rate)
+    name = name_of(source)
+    with readable(source) as source:
+        info = probe(source)
+        if info.width * info.height > format.max_pixels:
+            raise ClipError("too_large", f"{name}: pictures of {info.width}x{info.height}, ClipFormat.max_pixels is {format.max_pixels}")
+        if info.audio_start is None:
+            raise ClipError("no_audio", f"{name}: no audio stream")
+        if format.max_seconds is not None:
+            end = min(math.inf if end is None else end, start + format.max_seconds)
+        unseen, unheard = Losses(), Losses()
+        with opened(source) as media:
+            video_stream(media).codec_context.thread_count = 1  # preparation runs one process per core
+            video = encode_video(_painted(media, start, end, format.fps, format.short_side, format.crop, unseen), format)
+        # The source may end before `end`: then the clip lasts as long as its frames.
+        whole = end is not None and video.frames == round((end - start) * format.fps)
+        duration = end - start if whole else video.frames / format.fps
+        if not video.frames or duration < format.min_seconds:
+            raise ClipError("too_short", f"{name}: {duration:.3f} s from {start:g} s on, {format.min_seconds:g} s are wanted")
+        with opened(source) as media:
+            waveform = sound(media, start, round(duration * format.sample_rate), format.sample_rate, unheard)
+    lost = max(losses.share(start, duration, end) for losses in (unseen, unheard))
+    if lost > format.max_lost:
+        raise ClipError("undecodable", f"{name}: {lost:.1%} of the clip is damaged, ClipFormat.max_lost is {format.max_lost:.1%}")
+    samples = pcm16(waveform)
     return EncodedClip(
         mp4=video.mp4,
-        flac=encode_flac(waveform, format.sample_rate),
+        flac=encode_flac(samples, format.sample_rate),
         duration=duration,
         fps=format.fps,
         width=video.width,
@@ -101,6 +120,8 @@ def transcode(source: Source, start: float, end: float | None, format: ClipForma
         channels=info.channels,
         **loudness(waveform, format.sample_rate, format.silence_dbfs),
         motion=video.motion,
+        lost=lost,
+        fingerprint=fingerprint(video.thumbnails, samples, format.sample_rate),
         source_fps=info.fps,
         source_side=min(info.width, info.height),
         av_offset=info.av_offset,
@@ -116,9 +137,9 @@ def read_video(
     """
     with opened(path) as media:
         video_stream(media).thread_type = "AUTO"
-        frames = list(_painted(media, start, end, fps, short_side, crop))
+        frames = [as_rgb(picture) for picture in _painted(media, start, end, fps, short_side, crop)]
     if not frames:
-        raise ClipError("too_short", f"{_name(path)}: no picture from {start:g} s on")
+        raise ClipError("too_short", f"{name_of(path)}: no picture from {start:g} s on")
     return np.stack(frames)
 
 
@@ -203,15 +224,17 @@ def _dbfs(amplitude: float) -> float:
     return max(_FLOOR_DBFS, 20 * math.log10(max(amplitude, 1e-12)))
 
 
-def _name(source: Source) -> str:
-    return "bytes in memory" if isinstance(source, bytes) else os.fspath(source)
-
-
 def _painted(
-    media: InputContainer, start: float, end: float | None, fps: float, short_side: int | None, crop: bool
+    media: InputContainer,
+    start: float,
+    end: float | None,
+    fps: float,
+    short_side: int | None,
+    crop: bool,
+    losses: Losses | None = None,
 ) -> Iterator[np.ndarray]:
     paint = Painter(video_stream(media).sample_aspect_ratio, short_side, crop)
-    return map(paint, pictures(media, start, end, fps))
+    return map(paint, pictures(media, start, end, fps, losses))
 
 
 def _copied(media: InputContainer, stream: av.VideoStream, copy: av.VideoStream) -> Iterator[av.Packet]:

@@ -1,9 +1,15 @@
-"""The order of training as a pure function: position -> (dataset, shard, row), with no list of clips anywhere.
+"""The order of training as a pure function: position -> (dataset, shard, row), with no list of clips, nor of an epoch's shards.
 
-Each epoch deals the shards in a new order and cuts it into windows of `window` shards; inside a window the clips are permuted
-by a keyed bijection, evaluated for one clip at a time. Two clips therefore lie further apart than their shards' places in the
-epoch only by the clips of one window, and any stretch of the order shorter than a window touches at most 2 * window shards.
-A larger window mixes better and keeps more files open. Only integer arithmetic is used: the order cannot change with a library.
+The clips lie on a line, shard after shard. Each epoch starts the line at another place, cuts it into blocks of a typical shard's
+clips, puts the blocks in a new order and cuts that into windows of about `window` blocks; inside a window the clips are permuted
+by a keyed bijection, evaluated for one clip at a time. So every position costs the same, the first after a seek too, and all
+that is kept is the number of clips before each shard: 8 bytes a shard.
+
+How far clips travel: two clips of one block stay within two windows of each other, all others may lie anywhere in the epoch; a set
+of fewer than 1.5 * window blocks is shuffled as a whole. How near it reads: a stretch no longer than a window lies in two windows.
+Where all shards have equal clips a block is one shard, so that stretch touches 2 * window + 2 shards at most; a block of ragged
+shards touches those that share its clips, two or three as a rule. A larger window mixes further and keeps more files open.
+Only integer arithmetic is used: the order cannot change with a library.
 """
 
 from __future__ import annotations
@@ -11,16 +17,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+
+ORDER_VERSION = 2
+"""Counts up when the same seed gives another order, so that no run goes on in an order that it did not begin."""
+
 _MASK = (1 << 64) - 1
 _ROUNDS = 6
 _LARGEST_SCHEDULE = 1024
-_EPOCHS_AT_HAND = 2
-_MIXTURE, _SHARDS, _CLIPS, _REPLACEMENT = range(4)  # separate the keys of permutations with different jobs
+_MIXTURE, _BLOCKS, _CLIPS, _REPLACEMENT, _START = range(5)  # separate the keys of permutations with different jobs
 
 
 class Place(NamedTuple):
@@ -35,11 +44,20 @@ def mix(*values: int) -> int:
     """A 64-bit hash of integers (the finaliser of SplitMix64 over a running sum)."""
     state = 0
     for value in values:
-        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
+        state = _absorb(state, value)
     return state
+
+
+def _absorb(state: int, value: int) -> int:
+    state = (state + value + 0x9E3779B97F4A7C15) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
+
+
+@lru_cache(256)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(mix(key, number) for number in range(_ROUNDS))
 
 
 def permute(index: int, size: int, key: int) -> int:
@@ -52,17 +70,17 @@ def permute(index: int, size: int, key: int) -> int:
         raise ValueError(f"index {index} is outside range({size})")
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
+    keys = _round_keys(key)
     while True:
         left, right = index % a, index // a
         for number in range(0, _ROUNDS, 2):
-            left = (left + mix(key, number, right)) % a
-            right = (right + mix(key, number + 1, left)) % b
+            left = (left + _absorb(keys[number], right)) % a
+            right = (right + _absorb(keys[number + 1], left)) % b
         index = right * a + left
         if index < size:
             return index
 
 
-@dataclass(frozen=True)
 class Order:
     """The endless order over one or more data sets, given their clips per shard.
 
@@ -70,27 +88,23 @@ class Order:
     positions takes exactly weights[d] clips of data set d, which runs through epochs of its own.
     """
 
-    counts: tuple[tuple[int, ...], ...]
-    seed: int = 0
-    window: int = 16
-    weights: tuple[int, ...] | None = None
-    _pools: tuple[_Pool, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1 shard, not {self.window}")
-        if empty := [number for number, counts in enumerate(self.counts) if not sum(counts)]:
+    def __init__(self, counts: Sequence[Sequence[int]], seed: int = 0, window: int = 16, weights: Sequence[int] | None = None):
+        if window < 1:
+            raise ValueError(f"window must be at least 1 shard, not {window}")
+        arrays = [np.asarray(each, dtype=np.int64) for each in counts]
+        if empty := [number for number, each in enumerate(arrays) if not each.sum()]:
             raise ValueError(f"data set {empty[0]} has no clips; index it again or leave it out")
+        self.seed, self.window = seed, window
+        self.weights = None if weights is None else _checked_weights(weights, len(arrays))
         if self.weights is None:
-            merged = tuple(count for counts in self.counts for count in counts)
-            pools = (_Pool(merged, mix(self.seed), self.window),)
+            self._pools = [_Pool(np.concatenate(arrays), mix(seed), window)]
+            self._ends = list(accumulate(map(len, arrays)))
         else:
-            object.__setattr__(self, "weights", _checked_weights(self.weights, len(self.counts)))
-            pools = tuple(_Pool(counts, mix(self.seed, number), self.window) for number, counts in enumerate(self.counts))
-        object.__setattr__(self, "_pools", pools)
+            self._pools = [_Pool(each, mix(seed, number), window) for number, each in enumerate(arrays)]
+            self._ends = list(accumulate(self.weights))
 
     def __len__(self) -> int:
-        return sum(sum(counts) for counts in self.counts)
+        return sum(pool.size for pool in self._pools)
 
     def locate(self, position: int) -> Place:
         """The clip at `position` >= 0."""
@@ -110,49 +124,61 @@ class Order:
             raise ValueError(f"position must be 0 or more, not {position}")
         if self.weights is None:
             return 0, position
-        ends = list(accumulate(self.weights))
-        block, slot = divmod(position, ends[-1])
-        slot = permute(slot, ends[-1], mix(self.seed, _MIXTURE, block))
-        pool = bisect_right(ends, slot)
-        return pool, block * self.weights[pool] + slot - (ends[pool] - self.weights[pool])
+        block, slot = divmod(position, self._ends[-1])
+        slot = permute(slot, self._ends[-1], mix(self.seed, _MIXTURE, block))
+        pool = bisect_right(self._ends, slot)
+        return pool, block * self.weights[pool] + slot - (self._ends[pool] - self.weights[pool])
 
     def _place(self, pool: int, shard: int, row: int) -> Place:
         if self.weights is not None:
             return Place(pool, shard, row)
-        dataset = 0
-        while shard >= len(self.counts[dataset]):
-            shard -= len(self.counts[dataset])
-            dataset += 1
-        return Place(dataset, shard, row)
+        dataset = bisect_right(self._ends, shard)
+        return Place(dataset, shard - (self._ends[dataset - 1] if dataset else 0), row)
 
 
 class _Pool:
-    """The endless order over the shards of one pool; memory O(shards), time O(log shards) per position within an epoch."""
+    """The endless order over the shards of one pool; time O(log shards) per position, wherever it lies."""
 
-    def __init__(self, counts: Sequence[int], key: int, window: int):
+    def __init__(self, counts: np.ndarray, key: int, window: int):
         self._counts, self._key, self._window = counts, key, window
-        self.size = sum(counts)
-        self._epoch = lru_cache(_EPOCHS_AT_HAND)(self._deal)
+        self._before = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self.size = int(self._before[-1])
+        self._block = _block_size(counts)
+        # Windows of equal size: a short last one would be read from too few shards.
+        self._windows = max(1, (self.size + self._block * window // 2) // (self._block * window))
+        self._block_start = lru_cache(8 * window)(self._start_of_block)
 
-    def __reduce__(self) -> tuple[type[_Pool], tuple[Sequence[int], int, int]]:
-        return _Pool, (self._counts, self._key, self._window)
-
-    def _deal(self, epoch: int) -> tuple[list[int], list[int]]:
-        """The epoch's shards in order, and the clips before each of them and at the end."""
-        key = mix(self._key, _SHARDS, epoch)
-        shards = [permute(place, len(self._counts), key) for place in range(len(self._counts))]
-        return shards, list(accumulate((self._counts[shard] for shard in shards), initial=0))
+    def __reduce__(self) -> tuple[type[_Pool], tuple[np.ndarray, int, int]]:
+        small = self._counts.astype(np.min_scalar_type(self._counts.max()))
+        return _Pool, (small, self._key, self._window)
 
     def locate(self, index: int) -> tuple[int, int]:
         """(shard, row) of the clip at `index`."""
-        epoch, offset = divmod(index, self.size)
-        shards, before = self._epoch(epoch)
-        window = (bisect_right(before, offset) - 1) // self._window
-        first, last = window * self._window, min((window + 1) * self._window, len(shards))
-        start, size = before[first], before[last] - before[first]
-        offset = start + permute(offset - start, size, mix(self._key, _CLIPS, epoch, window))
-        place = bisect_right(before, offset) - 1
-        return shards[place], offset - before[place]
+        epoch, place = divmod(index, self.size)
+        block, rest = divmod(self._shuffled(epoch, place), self._block)
+        clip = (self._block_start(epoch, block) + rest) % self.size
+        shard = int(self._before.searchsorted(clip, side="right")) - 1
+        return shard, clip - int(self._before[shard])
+
+    def _shuffled(self, epoch: int, place: int) -> int:
+        """Where the clip at `place` of the epoch lay before the clips of each window were permuted."""
+        window = ((place + 1) * self._windows - 1) // self.size
+        first, end = (number * self.size // self._windows for number in (window, window + 1))
+        return first + permute(place - first, end - first, mix(self._key, _CLIPS, epoch, window))
+
+    def _start_of_block(self, epoch: int, block: int) -> int:
+        """Where on the line of clips the epoch's block number `block` begins."""
+        blocks = self.size // self._block
+        # Whole blocks, so that blocks of equal shards stay shards. The clips left over go last: others in each epoch.
+        start = mix(self._key, _START, epoch) % -(-self.size // self._block) * self._block
+        chosen = permute(block, blocks, mix(self._key, _BLOCKS, epoch)) if block < blocks else block
+        return start + chosen * self._block
+
+
+def _block_size(counts: np.ndarray) -> int:
+    """Clips of a typical shard: the median where most are alike, but the mean where most are small, or windows would be small too."""
+    counts = np.sort(counts[counts > 0])
+    return max(int(counts[len(counts) // 2]), -(-int(counts.sum(dtype=np.int64)) // len(counts)))
 
 
 def _checked_weights(weights: Sequence[int], datasets: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,22 +15,24 @@ from typing import Any
 import numpy as np
 
 from data_prep.clips import Outcome, make_clips
+from data_prep.download import Downloader
 from data_prep.index import ShardSet, build_index
+from data_prep.layout import SETTINGS_FILE
 from data_prep.manifest import Manifest, ManifestRow
 from data_prep.media import ClipFormat
 from data_prep.plan import ShardPlan, Survey, plan_shards, rows_of, walks
 from data_prep.settings import PrepareConfig
 from data_prep.shards import ShardWriter, shard_name
+from data_prep.sidecar import read_sidecar
 from data_prep.storage import Folder
 
 Progress = Callable[[int, int], None]
-SETTINGS_FILE = "settings.json"
 _USUAL_SECONDS = 10.0
 _ROWS_AT_ONCE = 1 << 16
 """Rows of the manifest held in memory: shards of as many are found in one walk over it."""
 _TELLING = 8
 """Rows of a shard from which on it is no accident that all of them fail for a reason outside the media."""
-_OUTSIDE = ("missing", "unreadable", "crashed", "error")
+_OUTSIDE = ("missing", "unreadable", "crashed", "error", "blocked", "network", "too_slow")
 
 
 class PrepareError(ValueError):
@@ -67,24 +69,27 @@ def prepare_shards(
     *,
     task: tuple[int, int] = (0, 1),
     workers: int = 2,
+    redo: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Summary:
     """Write the shards i, i + n, ... of task (i, n). A shard whose sidecar is there is skipped; the only task also writes the index.
 
-    `progress` is told (rows done, rows to do). PrepareError where the folder holds shards of other settings.
+    Shards with clips that failed for one of the reasons `redo`, such as "network", are made again. `progress` is told (rows done,
+    rows to do). PrepareError where the folder holds shards of other settings.
     """
     index, count = task
     if not 0 <= index < count or workers < 1:
         raise ValueError(f"prepare_shards: task is {task}, workers {workers}: need task (i, n) with 0 <= i < n, and workers >= 1")
     folder = Folder(out_url)
+    if settings.download is not None:
+        Downloader(settings.download)  # what is wrong with its settings is one error here, not one for each clip
     with Manifest(manifest_url) as manifest:
         survey = Survey.of(manifest)
         rows_per_shard = settings.rows_per_shard or _rows_per_shard(survey.mean_seconds, settings)
         plans = plan_shards(survey.counts(), rows_per_shard)
         _claim(folder, _record(survey, settings, rows_per_shard, len(plans)))
-        present = folder.sizes()
-        mine = plans[index::count]
-        todo = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present]
+        present, mine = folder.sizes(), plans[index::count]
+        todo = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present or _failed(folder, plan, redo)]
         counts = _write_shards(folder, _rows(manifest, survey, todo, settings.seed), todo, settings, workers, progress)
     if count == 1:
         index_shards(folder.url)
@@ -169,6 +174,15 @@ def _write_shards(
                 _check_shard(folder, plan, told, outcome)
             counts += told
     return counts
+
+
+def _failed(folder: Folder, plan: ShardPlan, reasons: Collection[str]) -> bool:
+    """Whether clips of a shard that is there failed for one of the reasons."""
+    if not reasons:
+        return False
+    table = read_sidecar(folder, shard_name(plan.number))
+    failed = zip(table["status"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    return any(status == "failed" and reason in reasons for status, reason in failed)
 
 
 def _put(writer: ShardWriter, row: ManifestRow, outcome: Outcome) -> None:

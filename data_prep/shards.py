@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import zlib
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.checksum import crc32
 from data_prep.storage import Folder, StagedFile
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
@@ -19,6 +19,7 @@ _MEMBER_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 BLOCK = 512
 _RECORD = 20 * BLOCK
+_PADDING = bytes(BLOCK)
 _LONGEST_NAME = 100
 _LARGEST_MEMBER = 8**11 - 1
 
@@ -51,8 +52,10 @@ CLIP_COLUMNS = {
     "silence": pa.float64(),
     "av_offset": pa.float64(),
     "motion": pa.float64(),
+    "lost": pa.float64(),
     "source_fps": pa.float64(),
     "source_side": pa.int32(),
+    "fingerprint": pa.binary(),
     "message": pa.string(),
 }
 """Types of the usual extra columns: without them a shard whose values are all missing would get another type than its neighbours."""
@@ -91,9 +94,15 @@ class ShardWriter:
         """Append one good clip; `members` maps extensions ("mp4", "latent_mean.npy") to contents."""
         if not members:
             raise ValueError(f"{self.name}: key {key!r} has no members; record a clip without data with skip()")
-        headers = {name: tar_header(f"{key}.{name}", len(data)) for name, data in members.items()}
+        headers = [tar_header(f"{key}.{name}", len(data)) for name, data in members.items()]
         self._append(key, "ok", None, columns)
-        self._rows[-1]["members"] = [self._write(name, headers[name], data) for name, data in members.items()]
+        places, pieces = self._rows[-1]["members"], []
+        for header, (name, data) in zip(headers, members.items(), strict=True):
+            padding = _PADDING[: -len(data) % BLOCK]
+            places.append({"name": name, "offset": self.bytes + BLOCK, "size": len(data), "crc32": crc32(data)})
+            pieces += (header, data, padding)
+            self.bytes += BLOCK + len(data) + len(padding)
+        self._tar.append(pieces)
 
     def skip(self, key: str, status: str, reason: str, **columns: Any) -> None:
         """Record a clip that has no data: status "dropped" (a filter said no) or "failed" (it could not be made), and why."""
@@ -113,15 +122,8 @@ class ShardWriter:
         self._keys.add(key)
         self._rows.append({**columns, "key": key, "status": status, "reason": reason, "split": self._split, "members": []})
 
-    def _write(self, name: str, header: bytes, data: bytes) -> dict[str, Any]:
-        member = {"name": name, "offset": self.bytes + BLOCK, "size": len(data), "crc32": zlib.crc32(data)}
-        padding = bytes(-len(data) % BLOCK)
-        self._tar.file.writelines((header, data, padding))
-        self.bytes += BLOCK + len(data) + len(padding)
-        return member
-
     def _commit(self) -> None:
-        self._tar.file.write(bytes(2 * BLOCK + -(self.bytes + 2 * BLOCK) % _RECORD))
+        self._tar.append([bytes(2 * BLOCK + -(self.bytes + 2 * BLOCK) % _RECORD)])
         sidecar, name = self._sidecar(), f"{self.name}.parquet"
         with contextlib.suppress(FileNotFoundError):
             # A sidecar of other contents must not stand beside the new tar, not even if this process dies between the two.
@@ -156,15 +158,17 @@ def tar_header(name: str, size: int) -> bytes:
         raise ValueError(f"member name {name!r} has {len(name)} characters, a tar takes {_LONGEST_NAME}; shorten the key")
     if size > _LARGEST_MEMBER:
         raise ValueError(f"member {name!r} has {size} bytes, a tar takes {_LARGEST_MEMBER}; cut the clip shorter")
-    before = b"".join((
-        name.encode("ascii").ljust(100, b"\0"),  # name
-        b"0000644\0" + b"0000000\0" * 2,  # mode, user, group
-        b"%011o\0" % size + b"00000000000\0",  # size, time
-    ))  # fmt: skip
-    after = b"".join((
-        b"0" + bytes(100),  # a regular file, no link
-        b"ustar\00000" + bytes(64),  # magic and version, names of user and group
-        b"0000000\0" * 2 + bytes(155 + 12),  # device numbers, name prefix, padding
-    ))  # fmt: skip
-    checksum = sum(before) + 8 * ord(" ") + sum(after)
-    return before + b"%06o\0 " % checksum + after
+    encoded, digits = name.encode("ascii"), b"%011o" % size
+    checksum = _CHECKSUM + sum(encoded) + sum(digits)
+    return b"".join((encoded.ljust(100, b"\0"), _OWNERS, digits, _TIME, b"%06o\0 " % checksum, _REST))
+
+
+_OWNERS = b"0000644\0" + b"0000000\0" * 2  # mode, user, group
+_TIME = b"\0" + b"00000000000\0"  # the size's end, time
+_REST = b"".join((
+    b"0" + bytes(100),  # a regular file, no link
+    b"ustar\00000" + bytes(64),  # magic and version, names of user and group
+    b"0000000\0" * 2 + bytes(155 + 12),  # device numbers, name prefix, padding
+))  # fmt: skip
+_CHECKSUM = sum(_OWNERS + _TIME + b" " * 8 + _REST)
+"""Of a header without name and size."""

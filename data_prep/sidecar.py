@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,13 +36,18 @@ class Member:
 
 def read_sidecar(folder: Folder, shard: str) -> pa.Table:
     """All rows of a shard; ShardError where the file is not a sidecar."""
+    return parse_sidecar(folder.read(f"{shard}.parquet"), f"{folder.url}/{shard}.parquet")
+
+
+def parse_sidecar(data: bytes, place: str) -> pa.Table:
+    """The rows in the bytes of a sidecar; ShardError naming its `place` where they are not one."""
     try:
         # One thread: Arrow's pool does not survive a fork into a worker process.
-        table = parse_parquet(folder.read(f"{shard}.parquet"))
-    except pa.ArrowInvalid as error:
-        raise ShardError(f"{folder.url}/{shard}.parquet: not a readable sidecar ({error}); remove it and write the shard again") from None
+        table = parse_parquet(data)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ShardError(f"{place}: not a readable sidecar ({error}); remove it and write the shard again") from None
     if missing := CORE_COLUMNS.keys() - set(table.column_names):
-        raise ShardError(f"{folder.url}/{shard}.parquet: lacks the column {min(missing)!r}; remove it and write the shard again")
+        raise ShardError(f"{place}: lacks the column {min(missing)!r}; remove it and write the shard again")
     return table
 
 
@@ -66,7 +72,7 @@ class Sidecar:
         lists = pa.concat_arrays(good["members"].chunks) if len(good) else pa.array([], CORE_COLUMNS["members"])
         self._first = lists.offsets.to_pylist()
         self._names = lists.values.field("name").to_pylist()
-        self._places = [lists.values.field(name).to_numpy() for name in ("offset", "size", "crc32")]
+        self._places = [lists.values.field(name).to_pylist() for name in ("offset", "size", "crc32")]
         self._rest = good.select([name for name in good.column_names if name not in CORE_COLUMNS])
 
     @cached_property
@@ -77,11 +83,16 @@ class Sidecar:
     def members(self, row: int) -> dict[str, Member]:
         """The clip's files by extension."""
         span = range(self._first[row], self._first[row + 1])
-        return {self._names[i]: Member(*(int(place[i]) for place in self._places), self._layer) for i in span}
+        return {self._names[i]: Member(*(place[i] for place in self._places), self._layer) for i in span}
 
     def columns(self, row: int) -> dict[str, Any]:
         """What the sidecar says beside key, status and members."""
-        return {name: column[row].as_py() for name, column in zip(self._rest.column_names, self._rest.columns, strict=True)}
+        return {name: values[row] for name, values in self._values.items()}
+
+    @cached_property
+    def _values(self) -> dict[str, list[Any]]:
+        # All rows at once: Arrow takes longer to hand out one value than to hand out a hundred.
+        return {name: column.to_pylist() for name, column in zip(self._rest.column_names, self._rest.columns, strict=True)}
 
 
 class TarRanges:
@@ -101,6 +112,14 @@ class TarRanges:
             parts.append(part)
             start += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Several ranges of one clip: they lie side by side, so one request takes them all where the file is remote."""
+        if self._descriptor is not None:
+            return [self.read(start, stop) for start, stop in ranges]
+        first = min(start for start, _ in ranges)
+        data = self.read(first, max(stop for _, stop in ranges))
+        return [data[start - first : stop - first] for start, stop in ranges]
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:

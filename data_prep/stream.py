@@ -6,42 +6,23 @@ All state is (data, seed, position), equal on every rank. World size and the num
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_prep.decoding import DecodedCache, Sample
 from data_prep.index import ShardError, ShardSet
-from data_prep.media import ClipError
-from data_prep.order import Order, Place, mix
+from data_prep.loading import load
+from data_prep.order import ORDER_VERSION, Order, Place
+from data_prep.quarantine import Quarantine
+from data_prep.reading import BadClip, Batch, ClipReader, Decode, collate
 
-Batch = dict[str, Any]
-Decode = Callable[..., Sample]
+__all__ = ["BadClip", "Batch", "ClipStream", "collate", "one_pass"]
 
 _ATTEMPTS = 16
-_FEWEST_SEEN = 100
-_STUCK_SECONDS = 900
-_CROP = 0x43524F50  # keeps the keys of crops apart from those of the order
-
-
-@dataclass(frozen=True)
-class BadClip:
-    """A clip that could not be read: where it lies, why, and the position that asked for it."""
-
-    url: str
-    shard: str
-    key: str
-    reason: str
-    position: int
-    message: str
 
 
 class ClipStream:
@@ -52,6 +33,7 @@ class ClipStream:
     window: shards mixed at a time (data_prep.order). weights: whole numbers, the shares of several sets; None makes them one.
     quarantine: local JSON-lines file of unreadable clips; each is replaced by another, the same after every restart.
     max_bad_share: share of unreadable clips among those seen that stops the run.
+    clip_timeout: seconds after which a worker process that still decodes one clip is killed and the clip counts as unreadable.
     cache_gb: memory for decoded clips, of all workers of this rank together; it changes the speed, not the batches.
     """
 
@@ -69,65 +51,73 @@ class ClipStream:
         weights: Sequence[int] | None = None,
         max_bad_share: float = 0.01,
         quarantine: str | os.PathLike[str] | None = None,
+        clip_timeout: float = 60.0,
         cache_gb: float = 0.0,
     ):
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} must be a multiple of the {world_size} ranks: it counts the clips of all of them")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
+        if clip_timeout <= 0:
+            raise ValueError(f"clip_timeout is {clip_timeout}: give the seconds that the slowest good clip may take to decode")
         if cache_gb and not hasattr(decode, "whole"):
             raise ValueError(f"cache_gb needs a decoder with whole() and crop(), which {type(decode).__name__} lacks; set it to 0")
         self.sets = [shards] if isinstance(shards, ShardSet) else list(shards)
-        counts = tuple(tuple(map(int, each.counts)) for each in self.sets)
-        self.order = Order(counts, seed, window, None if weights is None else tuple(weights))
+        self.order = Order([each.counts for each in self.sets], seed, window, weights)
         self.position, self.batch_size = position, batch_size
-        self.max_bad_share, self.cache_gb = max_bad_share, cache_gb
-        self.quarantine = None if quarantine is None else Path(quarantine)
-        self.seen, self.bad = 0, 0
+        self.clip_timeout, self.cache_gb = clip_timeout, cache_gb
+        self._rank, self._world_size = rank, world_size
         self._share = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._reader = _Reader([each.keeping_open(2 * window) for each in self.sets], decode, seed)
+        self._quarantine = Quarantine(quarantine, max_bad_share)
+        # Workers are apart by less than a window: two windows are in work, and a block of ragged shards touches two or three.
+        sets = [each.keeping_open(4 * window + 4) for each in self.sets]
+        self._reader = ClipReader(sets, decode, seed, self._quarantine.deadly())
 
     @property
     def epoch(self) -> float:
         """Passes over the data so far, all sets taken together."""
         return self.position / len(self.order)
 
+    @property
+    def seen(self) -> int:
+        """Clips that this rank has taken since the run began, unreadable ones included."""
+        return self._quarantine.seen
+
+    @property
+    def bad(self) -> int:
+        """Those among `seen` that could not be read."""
+        return self._quarantine.bad
+
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
     def batches(self, workers: int = 0) -> Iterator[Batch]:
-        """Batches from `position` on, prepared by worker processes or, with 0, in this one; the batches are the same."""
+        """Batches from `position` on, prepared by worker processes or, with 0, in this one; the batches are the same.
+
+        Only worker processes can be watched: with 0 a decoder that hangs or crashes takes the run along.
+        """
         cache = DecodedCache(self.cache_gb * 2**30 / max(1, workers))
         make = _TrainingBatches(replace(self._reader, cache=cache), self.order, self.position, self.batch_size, self._share)
         expected = self.position
-        for batch, bad in _load(make, None, workers, all(each.is_local for each in self.sets)):
+        for batch, bad in load(make, None, workers, all(each.is_local for each in self.sets), self.clip_timeout):
             if self.position != expected:
                 raise RuntimeError(f"the stream was moved from position {expected} to {self.position} while it ran; call batches() again")
-            self._account(bad)
+            self._quarantine.count(len(self._share), bad)
             # Only here, where the consumer takes it, does a batch count: what workers prepared ahead is made again after a restart.
             self.position = expected = expected + self.batch_size
             yield batch
 
-    def _account(self, bad: list[BadClip]) -> None:
-        self.seen += len(self._share) + len(bad)
-        self.bad += len(bad)
-        if bad and self.quarantine is not None:
-            self.quarantine.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.quarantine, "a") as file:
-                file.write("".join(json.dumps(asdict(clip)) + "\n" for clip in bad))
-        if self.seen >= _FEWEST_SEEN and self.bad > self.max_bad_share * self.seen:
-            where = f"they are listed in {self.quarantine}" if self.quarantine else f"the last: {bad[-1].message}"
-            raise ShardError(
-                f"{self.bad} of {self.seen} clips could not be read, more than max_bad_share {self.max_bad_share:g} allows; {where}. "
-                "Check the data with `foleyscale prep verify`, or raise max_bad_share"
-            )
+    def state_dict(self, totals: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """What a restart needs, equal on all ranks; "sets" and the order's settings only serve to name a difference.
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a restart needs, equal on all ranks; "sets" and the order's settings only serve to name a difference."""
+        totals: "seen" and "bad" summed over all ranks; None where this rank is the only one.
+        """
+        totals = totals or {"seen": self.seen, "bad": self.bad}
         sets = [{"hash": each.hash, "clips": len(each), "shards": len(each.shards)} for each in self.sets]
         order = {"seed": self.order.seed, "window": self.order.window, "weights": self.order.weights and list(self.order.weights)}
         digest = hashlib.sha256("\n".join(each.hash for each in self.sets).encode()).hexdigest()
-        return {"dataset": digest if len(sets) > 1 else sets[0]["hash"], "position": self.position, **order, "sets": sets}
+        state = {"dataset": digest if len(sets) > 1 else sets[0]["hash"], "position": self.position, "order": ORDER_VERSION}
+        return {**state, **order, **{name: round(totals[name]) for name in ("seen", "bad")}, "sets": sets}
 
     def load_state_dict(self, state: dict[str, Any], allow_data_change: bool = False) -> None:
         """Go on where `state` was taken; ValueError names what differs, as clips would then be seen twice or never.
@@ -141,6 +131,7 @@ class ClipStream:
                 f"Restore it, or allow the data to change: training goes on at position {state['position']} of the new order"
             )
         self.position = int(state["position"])
+        self._quarantine.restore(state, self._rank, self._world_size)
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
         own, found = self.state_dict(), []
@@ -151,6 +142,8 @@ class ClipStream:
                 sizes = [f"{side['clips']} clips in {side['shards']} shards" for side in (then, now)]
                 change = f"had {sizes[0]}, now {sizes[1]}" if sizes[0] != sizes[1] else f"has {sizes[1]} as before, but others"
                 found.append(f"{each.url} {change}")
+        if state.get("order") != ORDER_VERSION:
+            found.append(f"the run was begun in another version of the order, {state.get('order', 1)} and not {ORDER_VERSION}")
         found += [f"{name} was {state[name]}, now {own[name]}" for name in ("seed", "window", "weights") if state[name] != own[name]]
         return found
 
@@ -164,16 +157,17 @@ def one_pass(
     limit: int | None = None,
     workers: int = 0,
     on_bad: Callable[[BadClip], None] | None = None,
+    clip_timeout: float = 60.0,
 ) -> Iterator[Batch]:
     """Each of the first `limit` clips once, in index order, with "shard" and "row"; rank r takes the r-th of W equal stretches.
 
     `batch_size` counts this rank's clips; the last batch may be shorter. Unreadable clips go to `on_bad` and are left out;
-    without it the first one raises ShardError.
+    without it the first one raises ShardError. `clip_timeout` as in ClipStream, where there are workers.
     """
     total = len(shards) if limit is None else min(limit, len(shards))
     first, last = total * rank // world_size, total * (rank + 1) // world_size
-    make = _PassBatches(_Reader([shards], decode, 0), np.cumsum(shards.counts), first, last, batch_size)
-    for batch, bad in _load(make, -(-(last - first) // batch_size), workers, shards.is_local):
+    make = _PassBatches(ClipReader([shards], decode), np.cumsum(shards.counts), first, last, batch_size)
+    for batch, bad in load(make, -(-(last - first) // batch_size), workers, shards.is_local, clip_timeout):
         for clip in bad:
             if on_bad is None:
                 raise ShardError(clip.message, clip.shard, clip.key, clip.reason)
@@ -183,41 +177,10 @@ def one_pass(
 
 
 @dataclass
-class _Reader:
-    """Reads and decodes single clips; what a worker process gets."""
-
-    sets: list[ShardSet]
-    decode: Decode
-    seed: int
-    cache: DecodedCache | None = None
-
-    def read(self, place: Place, position: int) -> Sample | BadClip:
-        """The sample, or what is wrong with the clip. Other errors are no fault of one clip and get out."""
-        shards, key = self.sets[place.dataset], ""
-        try:
-            entry = shards.entry(place.shard, place.row)
-            key = entry.key
-            random = np.random.Generator(np.random.Philox(mix(self.seed, _CROP, position)))
-            return {"key": key, "position": position, **self._decode(shards, place, entry, random)}
-        except (ShardError, ClipError) as error:
-            return BadClip(shards.url, shards.shards[place.shard].name, key, error.reason, position, str(error))
-
-    def _decode(self, shards: ShardSet, place: Place, entry: Any, random: np.random.Generator) -> Sample:
-        names = getattr(self.decode, "members", None)
-        media = self.cache and self.cache.get(place)
-        if media is None and (self.cache is None or self.cache.full):
-            return self.decode(shards.read_entry(entry, names), entry, random)
-        if media is None:
-            media = self.decode.whole(shards.read_entry(entry, names), entry)
-            self.cache.add(place, media)
-        return self.decode.crop(media, entry, random)
-
-
-@dataclass
 class _TrainingBatches:
     """Step -> this rank's part of the global batch."""
 
-    reader: _Reader
+    reader: ClipReader
     order: Order
     position: int
     batch_size: int
@@ -225,10 +188,11 @@ class _TrainingBatches:
 
     def __call__(self, step: int) -> tuple[Batch, list[BadClip]]:
         start, bad = self.position + step * self.batch_size, []
-        return collate([self._sample(start + offset, bad) for offset in self.share]), bad
+        places = {start + offset: self.order.locate(start + offset) for offset in self.share}
+        self.reader.fetch(places.values())
+        return collate([self._sample(position, place, bad) for position, place in places.items()]), bad
 
-    def _sample(self, position: int, bad: list[BadClip]) -> Sample:
-        place = self.order.locate(position)
+    def _sample(self, position: int, place: Place, bad: list[BadClip]) -> Sample:
         for attempt in range(_ATTEMPTS):
             sample = self.reader.read(place, position)
             if not isinstance(sample, BadClip):
@@ -242,7 +206,7 @@ class _TrainingBatches:
 class _PassBatches:
     """Step -> the clips of one stretch of the index order."""
 
-    reader: _Reader
+    reader: ClipReader
     ends: np.ndarray
     first: int
     last: int
@@ -250,73 +214,17 @@ class _PassBatches:
 
     def __call__(self, step: int) -> tuple[Batch, list[BadClip]]:
         start = self.first + step * self.batch_size
+        places = {position: self._place(position) for position in range(start, min(start + self.batch_size, self.last))}
+        self.reader.fetch(places.values())
         samples, bad = [], []
-        for position in range(start, min(start + self.batch_size, self.last)):
-            shard = int(np.searchsorted(self.ends, position, side="right"))
-            row = position - int(self.ends[shard - 1] if shard else 0)
-            sample = self.reader.read(Place(0, shard, row), position)
+        for position, place in places.items():
+            sample = self.reader.read(place, position)
             if isinstance(sample, BadClip):
                 bad.append(sample)
             else:
-                samples.append({**sample, "shard": shard, "row": row})
+                samples.append({**sample, "shard": place.shard, "row": place.row})
         return collate(samples), bad
 
-
-class _Steps(IterableDataset):
-    """The steps of a loader: worker w of n makes the steps w, w + n, ..., which the loader takes in turn, so in order."""
-
-    def __init__(self, make: Callable[[int], Any], steps: int | None):
-        self._make, self._steps = make, steps
-
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        first, stride = (info.id, info.num_workers) if info else (0, 1)
-        return map(self._make, itertools.count(first, stride) if self._steps is None else range(first, self._steps, stride))
-
-
-def _load(make: Callable[[int], Any], steps: int | None, workers: int, local: bool) -> Iterator[Any]:
-    dataset = _Steps(make, steps)
-    if not workers:
-        yield from dataset
-        return
-    batches = iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            # Connections and their threads do not survive a fork.
-            multiprocessing_context=None if local else "forkserver",
-            # A decoder that hangs stops the run with an error instead of holding all ranks for ever.
-            timeout=_STUCK_SECONDS,
-            # Its own generator: the loader would draw from the global one, and a restart would change what training draws.
-            generator=torch.Generator(),
-        )
-    )
-    try:
-        yield from batches
-    finally:
-        # After an error the traceback holds the loader, and the garbage collector would wait seconds for each worker.
-        batches._shutdown_workers()
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of equal names to one batch: tensors are stacked, whole numbers become int64 tensors, the rest stays a list."""
-    if not samples:
-        return {"key": []}
-    return {name: _collate_one(name, [sample[name] for sample in samples]) for name in samples[0]}
-
-
-def _collate_one(name: str, values: list[Any]) -> Any:
-    if isinstance(values[0], torch.Tensor):
-        if shapes := {tuple(value.shape) for value in values} - {tuple(values[0].shape)}:
-            raise ValueError(f"{name}: clips of one batch have shapes {tuple(values[0].shape)} and {min(shapes)}; fix them in the decoder "
-                             "(seconds, size) or take batches of one")  # fmt: skip
-        return torch.stack(values)
-    if name in ("position", "shard", "row"):
-        return torch.tensor(values, dtype=torch.int64)
-    return values
+    def _place(self, position: int) -> Place:
+        shard = int(np.searchsorted(self.ends, position, side="right"))
+        return Place(0, shard, position - int(self.ends[shard - 1] if shard else 0))

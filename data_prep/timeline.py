@@ -6,23 +6,25 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain, islice, repeat
 from typing import Any, TypeVar
 
 import av
 import numpy as np
 import soxr
 from av.container import InputContainer
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from data_prep.container import ClipError, audio_stream, timed, video_stream
+from data_prep.container import ClipError, Losses, audio_stream, timed, video_stream
 
 _Picture = TypeVar("_Picture")
 
 _TIE = 1e-6
 """Seconds: keeps rounding errors from choosing between two pictures equally far."""
-_SCALING = Interpolation.BICUBIC | Interpolation.BITEXACT | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-"""The same result on every machine; accurate rounding without full chroma makes pictures darker by two levels."""
+_SCALING = Interpolation.BICUBIC | Interpolation.BITEXACT | Interpolation.ACCURATE_RND
+"""The same result on every machine."""
+_SCALER_KNOWS = (0, 1, 2, 4, 5, 6, 7, 9)
+"""Colour matrices by FFmpeg's numbers: the scaler refuses frames that name another, so those count as unspecified."""
+_UNSPECIFIED = 2
 _AUDIO_MARGIN = 1
 """Seconds of sound read around a clip for the resampler and for codecs that need a frame to settle; whole, so whole samples at any rate."""
 _AUDIO_JITTER = 0.02
@@ -35,44 +37,52 @@ _PLANES = 8
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
 
-def pictures(media: InputContainer, start: float, end: float | None, fps: float) -> Iterator[av.VideoFrame]:
+def pictures(media: InputContainer, start: float, end: float | None, fps: float, losses: Losses | None = None) -> Iterator[av.VideoFrame]:
     """The frame on screen at start + i / fps for each i, up to `end` or the end of the picture: round(seconds * fps) frames."""
     video = video_stream(media)
     usual = 1 / float(video.average_rate or fps)
-    frames = ((time, float(frame.duration * frame.time_base) or usual, frame) for time, frame in timed(media, video, start))
+    frames = ((time, float(frame.duration * frame.time_base) or usual, frame) for time, frame in timed(media, video, start, losses))
     return at_constant_rate(frames, start, end, fps)
 
 
-def at_constant_rate(
-    timed: Iterable[tuple[float, float, _Picture]], start: float, end: float | None, fps: float
-) -> Iterator[_Picture]:
+def at_constant_rate(timed: Iterable[tuple[float, float, _Picture]], start: float, end: float | None, fps: float) -> Iterator[_Picture]:
     """Choose from (time, seconds on screen, picture) in order what is to be seen at start + i / fps.
 
     That is the picture nearest in time; one that comes after a longer pause is never shown more than 1 / fps early.
     """
     wanted = math.inf if end is None else round((end - start) * fps)
-    ready: deque[_Picture] = deque()  # chosen, but the file may end before their time has passed
-    sent, shown, since, over = 0, None, -math.inf, start
+    chosen: deque[tuple[_Picture, int]] = deque()  # (picture, until which count); the file may end before their time has passed
+    sent, due, shown, since, over = 0, 0, None, -math.inf, start
     for time, seconds, picture in timed:
         if time <= since:
             continue  # broken clocks repeat themselves
         if shown is not None:
-            until = time - min(time - since, 2 / fps) / 2 + _TIE
-            while start + (sent + len(ready)) / fps < until:
-                ready.append(shown)
+            count = math.ceil((time - min(time - since, 2 / fps) / 2 + _TIE - start) * fps)
+            if count > due:
+                chosen.append((shown, count))
+                due = count
         shown, since, over = picture, time, time + seconds
-        while ready and sent < min(wanted, round((over - start) * fps)):
-            yield ready.popleft()
+        while chosen and sent < min(wanted, round((over - start) * fps)):
+            yield chosen[0][0]
             sent += 1
+            if sent == chosen[0][1]:
+                chosen.popleft()
         if sent >= wanted:
             return
-    left = min(wanted, round((over - start) * fps)) - sent
-    if shown is not None and left > 0:
-        yield from islice(chain(ready, repeat(shown)), left)
+    chosen.append((shown, -1))
+    while shown is not None and sent < min(wanted, round((over - start) * fps)):
+        yield chosen[0][0]
+        sent += 1
+        if sent == chosen[0][1]:
+            chosen.popleft()
 
 
 class Painter:
-    """Turns decoded frames into upright RGB pictures (H, W, 3) uint8 of one even size, that of the first frame."""
+    """Turns decoded frames into upright pictures of one even size, that of the first frame.
+
+    A picture is (3 H / 2, W) uint8, yuv420p of BT.601 in limited range: H rows of luma, then both colour planes.
+    Most sources are yuv420p, so nothing is lost or computed on a way through RGB.
+    """
 
     def __init__(self, aspect: Fraction | None = None, short_side: int | None = None, crop: bool = False):
         self._aspect, self._short_side, self._crop = aspect or Fraction(1), short_side, crop
@@ -91,9 +101,34 @@ class Painter:
             width, height = round(frame.width * self._aspect), frame.height
             self._size = fit(*((height, width) if quarters % 2 else (width, height)), self._short_side)
         width, height = self._size[::-1] if quarters % 2 else self._size
-        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=_SCALING, threads=1)
-        upright = np.rot90(scaled.to_ndarray(), quarters)
-        return np.ascontiguousarray(centre_square(upright) if self._crop else upright)
+        if frame.colorspace not in _SCALER_KNOWS:
+            frame.colorspace = _UNSPECIFIED
+        target = {"format": "yuv420p", "dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}
+        picture = self._reformatter.reformat(frame, width, height, interpolation=_SCALING, threads=1, **target).to_ndarray()
+        if not quarters and not self._crop:
+            return picture
+        upright = [np.rot90(plane, quarters) for plane in planes(picture)]
+        return packed(_centre_square(upright) if self._crop else upright)
+
+
+def planes(picture: np.ndarray) -> list[np.ndarray]:
+    """Luma (H, W) and both colour planes (H / 2, W / 2) of a painted picture."""
+    rows, width = picture.shape
+    height = rows * 2 // 3
+    return [picture[:height], *picture[height:].reshape(2, height // 2, width // 2)]
+
+
+def packed(parts: list[np.ndarray]) -> np.ndarray:
+    """The opposite of `planes`."""
+    return np.concatenate([part.ravel() for part in parts]).reshape(-1, parts[0].shape[1])
+
+
+def _centre_square(parts: list[np.ndarray]) -> list[np.ndarray]:
+    # Measured in colour pixels: half a one would shift the colours against the luma.
+    height, width = parts[1].shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return [part[top * scale :, left * scale :][: side * scale, : side * scale] for part, scale in zip(parts, (2, 1, 1), strict=True)]
 
 
 def fit(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -102,15 +137,7 @@ def fit(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
 
 
-def centre_square(picture: np.ndarray) -> np.ndarray:
-    """The middle square of a picture (H, W, C)."""
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
-
-
-def sound(media: InputContainer, start: float, samples: int, rate: int) -> np.ndarray:
+def sound(media: InputContainer, start: float, samples: int, rate: int, losses: Losses | None = None) -> np.ndarray:
     """Mono sound (samples,) float32 at `rate`, silence where the file has none.
 
     Sample n is taken at start + n / rate, to half a sample of the source.
@@ -119,7 +146,7 @@ def sound(media: InputContainer, start: float, samples: int, rate: int) -> np.nd
     if audio is None:
         raise ClipError("no_audio", f"{media.name}: no audio stream")
     begin, end = start - _AUDIO_MARGIN, start + samples / rate + _AUDIO_MARGIN
-    chunks = ((time, frame.sample_rate, mono(frame)) for time, frame in timed(media, audio, max(0.0, begin)))
+    chunks = ((time, frame.sample_rate, mono(frame)) for time, frame in timed(media, audio, max(0.0, begin), losses))
     placed, source_rate = place(chunks, begin, end)
     if source_rate != rate:
         placed = soxr.resample(placed, source_rate, rate)

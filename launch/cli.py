@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from launch.launchers import launch
 from launch.prep import prep
 
 app = typer.Typer(help="From collections of video clips to a model that gives silent video its sound.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(prep, name="prep")
+app.add_typer(launch, name="launch")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, as key=value.")]
 

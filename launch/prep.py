@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Annotated
 
 import typer
 
+from launch import manifests
+from launch.progress import progress
 from launch.tasks import task_from_environment
 
 prep = typer.Typer(help="Prepare clips: manifest, shards, index.", no_args_is_help=True)
-manifest = typer.Typer(help="List the clips of a collection as a manifest.", no_args_is_help=True)
-prep.add_typer(manifest, name="manifest")
+prep.add_typer(manifests.manifest, name="manifest")
 
-Out = Annotated[str, typer.Option("--out", help="Manifest to write (Parquet; a path or an fsspec URL).")]
-
-
-@manifest.command("folder")
-def manifest_folder(
-    root: Annotated[str, typer.Argument(help="Folder or fsspec URL with video files.")],
-    out: Out = "manifest.parquet",
-    csv: Annotated[str | None, typer.Option(help="Table with name, and any of caption, label, start, end, split.")] = None,
-    clip_seconds: Annotated[float | None, typer.Option(help="Cut each file into consecutive clips of this length.")] = None,
-    heldout: Annotated[float, typer.Option(help="Share of the files kept for validation.")] = 0.05,
-    dataset: Annotated[str, typer.Option(help="Name of the data set.")] = "folder",
-):
-    """Any video files below a folder."""
-    from data_prep.readers.folder import read_folder
-
-    _write_manifest(read_folder(root, csv=csv, dataset=dataset, heldout=heldout, clip_seconds=clip_seconds), out)
-
-
-@manifest.command("rendered")
-def manifest_rendered(
-    folder: Annotated[str, typer.Argument(help="Folder to draw the clips into.")],
-    out: Out = "manifest.parquet",
-    clips: Annotated[int, typer.Option(help="Training clips.")] = 256,
-    heldout: Annotated[int, typer.Option(help="Held-out clips.")] = 64,
-    size: Annotated[int, typer.Option(help="Side of the picture, pixels.")] = 48,
-    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 3.84,
-    seed: Annotated[int, typer.Option(help="Another seed draws other clips.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-):
-    """Draw and synthesise sounding events with known truth, as mp4 files."""
-    from data_prep.readers.rendered import read_rendered
-    from data_prep.rendering.config import RenderConfig
-
-    settings = RenderConfig(size=size, seconds=seconds)
-    _write_manifest(read_rendered(folder, clips, seed=seed, heldout=heldout, settings=settings, workers=workers), out)
+Out = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder or fsspec URL of the shards.")]
 
 
 @prep.command("shards")
@@ -61,6 +27,7 @@ def prep_shards(
     recipe: Annotated[str | None, typer.Option(help="Recipe whose clip format and `prepare` section hold.")] = None,
     task: Annotated[str, typer.Option(help="This task I of N, from 0, as I/N; auto asks SLURM, AWS Batch or Kubernetes.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    redo: Annotated[list[str] | None, typer.Option(help="Make shards again where clips failed for this reason; may be given again.")] = None,
 ):
     """Cut, transcode and filter the clips of a manifest into WebDataset shards with sidecars. Run again to resume."""
     part = _task(task)
@@ -68,64 +35,98 @@ def prep_shards(
     from pipelines.recipes import load_preparation
 
     settings = load_preparation(recipe, overrides or ())
-    with _progress("clips") as advance:
-        summary = prepare_shards(manifest_url, out, settings, task=part, workers=workers, progress=advance)
+    with progress("clips") as advance:
+        summary = prepare_shards(manifest_url, out, settings, task=part, workers=workers, redo=redo or (), progress=advance)
     typer.echo(str(summary))
 
 
 @prep.command("index")
-def prep_index(out: Annotated[str, typer.Argument(help="Folder or fsspec URL of the shards.")]):
+def prep_index(out: Out):
     """Write index.parquet and dataset.json over all shards (after several tasks wrote them)."""
     from data_prep.prepare import index_shards
 
-    shards = index_shards(out)
-    typer.echo(f"{out}: {len(shards.shards)} shards, {len(shards)} clips")
+    found = index_shards(out)
+    typer.echo(f"{out}: {len(found.shards)} shards, {len(found)} clips")
 
 
 @prep.command("verify")
-def prep_verify(out: Annotated[str, typer.Argument(help="Folder or fsspec URL of the shards.")]):
-    """Read every member and compare with the sidecars."""
-    from data_prep.index import verify
+def prep_verify(
+    out: Out,
+    manifest: Annotated[str | None, typer.Option(help="The manifest: names rows that are missing or foreign.")] = None,
+):
+    """Read every byte and compare with sidecars, index and manifest; exits 1 if anything is wrong."""
+    from data_prep.verify import verify
 
-    problems = verify(out)
-    for problem in problems:
-        typer.echo(problem)
-    typer.echo(f"{out}: {len(problems)} problems" if problems else f"{out}: sound")
+    problems = 0
+    with progress("shards") as advance:
+        for problem in verify(out, manifest, advance):
+            typer.echo(problem)
+            problems += 1
+    typer.echo(f"{out}: {problems} problems" if problems else f"{out}: sound")
     raise typer.Exit(1 if problems else 0)
 
 
 @prep.command("stats")
-def prep_stats(out: Annotated[str, typer.Argument(help="Folder or fsspec URL of the shards.")]):
-    """Kept, dropped and failed clips by reason, hours, bytes, labels."""
-    import json
+def prep_stats(
+    out: Out,
+    chart: Annotated[str | None, typer.Option(help="Picture to draw (PNG, SVG or PDF).")] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with all labels.")] = False,
+):
+    """What was kept, dropped and failed and why, lengths, labels, measurements."""
+    from data_prep.statistics import statistics, text_tables
 
-    from data_prep.index import statistics
+    with progress("shards") as advance:
+        found = statistics(out, advance)
+    if json:
+        import json as json_module
 
-    typer.echo(json.dumps(statistics(out), indent=1))
+        typer.echo(json_module.dumps(found.summary(), indent=1))
+    else:
+        for title, header, rows in text_tables(found):
+            _print_table(title, header, rows)
+    if chart:
+        from data_prep.chart import write_chart
+
+        write_chart(found, chart)
+        typer.echo(f"picture: {chart}", err=True)
 
 
-def _write_manifest(rows, out: str) -> None:
-    from data_prep.manifest import write_manifest
+@prep.command("subset")
+def prep_subset(
+    shards: Annotated[str, typer.Argument(help="Folder or fsspec URL of the shards.")],
+    out: Annotated[str, typer.Argument(help="Folder or fsspec URL of the subset: sidecars and an index, no media.")],
+    bounds: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Bounds of filters, such as min_motion=0.002 max_similarity=0.85.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only clips with this label; may be given again.")] = None,
+    without_label: Annotated[list[str] | None, typer.Option(help="No clips with this label; may be given again.")] = None,
+    keys: Annotated[str | None, typer.Option(help="Text file of the wanted keys, one a line.")] = None,
+    min_seconds: Annotated[float, typer.Option(help="Shortest clip.")] = 0.0,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest clip.")] = None,
+):
+    """Choose from finished shards by other thresholds, without touching media: the tars stay where they are."""
+    from data_prep.selection import Selection, read_keys
+    from data_prep.subset import filters_of, make_subset
+    from pipelines.recipes import change
 
-    typer.echo(f"{out}: {write_manifest(rows, out)} clips")
+    filters = change(filters_of(shards), bounds) if bounds else None
+    wanted = Selection(labels=tuple(label or ()), without_labels=tuple(without_label or ()), keys=read_keys(keys) if keys else None,
+                       min_seconds=min_seconds, max_seconds=max_seconds)  # fmt: skip
+    with progress("shards") as advance:
+        summary = make_subset(shards, out, filters, wanted, advance)
+    typer.echo(str(summary))
 
 
-@contextlib.contextmanager
-def _progress(title: str):
-    """A progress bar; yields what is told (done, total). It appears when first told, so that an early error stands alone."""
+def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.table import Table
 
-    bar = Progress(console=Console(stderr=True))
-    shown = bar.add_task(title, total=None)
-
-    with contextlib.ExitStack() as stack:
-        def advance(done: int, total: int) -> None:
-            if not bar.live.is_started:
-                stack.enter_context(bar)
-            bar.update(shown, completed=done, total=total)
-
-        yield advance
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _task(text: str) -> tuple[int, int]:

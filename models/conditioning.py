@@ -1,51 +1,113 @@
-"""Encoders as conditions of a generator."""
+"""Encoders as conditions of a generator: each fills some of MM-DiT's slots `clip`, `sync`, `text`, and they can be combined."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import abc
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.encoders.sf_cavp import SFCAVP
+from models.encoders.synchformer import Synchformer
+
+__all__ = [
+    *("CLIPImageConditioner", "CLIPTextConditioner", "CombinedConditioner", "Conditioner", "Conditions"),
+    *("EncoderConditioner", "FrameView", "ImageTextEncoder", "SynchformerConditioner"),
+]
+
+SLOTS = ("clip", "sync", "text")
 
 
 @dataclass
 class Conditions:
     """What a generator is told about a video; a missing one is None and is filled with what the generator learned for it."""
 
-    clip: torch.Tensor | None = None
+    clip: Tensor | None = None
     """Slow, semantic tokens (B, Tc, Dc)."""
-    sync: torch.Tensor | None = None
+    sync: Tensor | None = None
     """Fast tokens that carry the timing (B, Ts, Ds)."""
-    text: torch.Tensor | None = None
+    text: Tensor | None = None
     """Text tokens (B, Tt, Dt)."""
 
 
-class EncoderConditioner(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class FrameView:
+    """Pictures as an encoder wants to see them; whoever reads the video makes them, once for all encoders that want the same."""
+
+    fps: float
+    """Frames per second."""
+    size: int | None = None
+    """Side of the square pictures, pixels; None: as the recipe has them."""
+    crop: bool = True
+    """True: the shorter side is scaled to `size` and the centre kept; False: the whole picture is squashed into the square."""
+
+
+class Conditioner(nn.Module, abc.ABC):
+    """Turns pictures and captions into conditions. Its encoders are not trained here; callers choose `torch.no_grad`."""
+
+    fills: tuple[str, ...]
+    """Slots of `Conditions` that it fills, of "clip", "sync", "text"."""
+    views: tuple[FrameView, ...] = ()
+    """Pictures it needs; none for a text encoder."""
+
+    @abc.abstractmethod
+    def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
+        """Frames (B, T, C, H, W) in [0, 1] by view and B captions -> conditions; those are None where no frames, or no text, are given."""
+
+    @abc.abstractmethod
+    def sizes(self, seconds: float) -> dict[str, int]:
+        """Fields of MMDiTConfig that its tokens decide for clips of `seconds`: `clip_dim`, `clip_len`, `sync_group`, ..."""
+
+    def pictures(self, frames: Mapping[FrameView, Tensor]) -> Tensor | None:
+        """The frames of its only view; None without any, for sound from text alone."""
+        (view,) = self.views
+        if frames and view not in frames:
+            raise ValueError(f"{type(self).__name__} needs frames as {view}: make those of all `views`")
+        return frames.get(view)
+
+
+class EncoderConditioner(Conditioner):
     """A contrastive encoder as conditioner: its slow path over time tells what is seen, its fast path when it happens.
 
     Each channel is standardised over a sample of the data. Features after a ReLU are all positive and of very different sizes;
     unscaled, the few large ones drown the transients that carry the timing.
     """
 
+    fills = ("clip", "sync")
+
     def __init__(self, encoder: SFCAVP):
         super().__init__()
         self.encoder = encoder
+        self.views = (FrameView(fps=encoder.config.fps),)
         for name, dim in (("clip", encoder.semantic_dim), ("sync", encoder.sync_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
 
-    def forward(self, frames: torch.Tensor) -> tuple[Conditions, torch.Tensor]:
+    def forward(self, frames: Tensor) -> tuple[Conditions, Tensor]:
         """Frames (B, T, C, H, W) in [0, 1] -> conditions, and the segment embeddings (B, S, D) that the reward compares."""
         features = self.encoder.encode_video(frames)
         clip = (features.semantic - self.clip_mean) / self.clip_std
         sync = (features.sync - self.sync_mean) / self.sync_std
         return Conditions(clip=clip, sync=sync), features.segments
 
+    def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
+        """Conditions alone, for callers that do not know which conditioner they have."""
+        pictures = self.pictures(frames)
+        return Conditions() if pictures is None else self(pictures)[0]
+
+    def sizes(self, seconds: float) -> dict[str, int]:
+        """One group of synchrony tokens per segment."""
+        config, encoder = self.encoder.config, self.encoder
+        size, hop = config.segment_frames, config.hop_frames
+        segments = _segments(seconds, config.fps, size, hop)
+        clip = {"clip_dim": encoder.semantic_dim, "clip_len": segments * -(-size // config.video.alpha)}
+        return clip | _sync_sizes(encoder.sync_dim, segments, size, (size - hop) // hop)
+
     @torch.no_grad()
-    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+    def fit(self, batches: Iterable[Tensor]) -> None:
         """Measure the standardisation on batches of frames (B, T, C, H, W)."""
         features = [self.encoder.encode_video(frames) for frames in batches]
         for name, tokens in (("clip", [f.semantic for f in features]), ("sync", [f.sync for f in features])):
@@ -53,3 +115,125 @@ class EncoderConditioner(nn.Module):
             getattr(self, f"{name}_mean").copy_(mean)
             # A channel that hardly moves carries little; the floor keeps the rare times it does from drowning all others.
             getattr(self, f"{name}_std").copy_(std.clamp_min(0.1 * std.square().mean().sqrt().clamp_min(1e-6)))
+
+
+class SynchformerConditioner(Conditioner):
+    """Synchrony tokens of Synchformer's visual encoder, as MMAudio takes them: 192 of 768 channels for 8 s."""
+
+    fills = ("sync",)
+
+    def __init__(self, encoder: Synchformer):
+        super().__init__()
+        self.encoder = encoder
+        self.views = (FrameView(fps=encoder.config.fps, size=encoder.config.image_size),)
+
+    def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
+        """Synchrony of the pictures."""
+        pictures = self.pictures(frames)
+        return Conditions() if pictures is None else Conditions(sync=self.encoder.encode_video(pictures))
+
+    def sizes(self, seconds: float) -> dict[str, int]:
+        """One group of synchrony tokens per segment."""
+        config = self.encoder.config
+        size, hop = config.segment_frames, config.hop_frames
+        segments = _segments(seconds, config.fps, size, hop)
+        return _sync_sizes(config.dim, segments, config.segment_tokens, (size - hop) // hop)
+
+
+class ImageTextEncoder(Protocol):
+    """A CLIP: pictures and captions in one space."""
+
+    image_dim: int
+    """Channels of a picture's embedding."""
+    text_dim: int
+    """Channels of a caption's token."""
+    text_len: int
+    """Tokens of a caption, padding included."""
+
+    def encode_image(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, C, H, W) in [0, 1] -> embeddings (B, T, image_dim), L2-normalised."""
+        ...
+
+    def encode_text(self, text: Sequence[str]) -> Tensor:
+        """B captions -> tokens (B, text_len, text_dim)."""
+        ...
+
+
+class CLIPImageConditioner(Conditioner):
+    """One semantic token per picture, at few pictures per second (MMAudio: 8, squashed to 384 pixels)."""
+
+    fills = ("clip",)
+
+    def __init__(self, encoder: ImageTextEncoder, fps: float = 8.0, size: int = 384):
+        super().__init__()
+        self.encoder = encoder
+        self.views = (FrameView(fps=fps, size=size, crop=False),)
+
+    def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
+        """Embeddings of the pictures."""
+        pictures = self.pictures(frames)
+        return Conditions() if pictures is None else Conditions(clip=self.encoder.encode_image(pictures))
+
+    def sizes(self, seconds: float) -> dict[str, int]:
+        """As many tokens as pictures."""
+        return {"clip_dim": self.encoder.image_dim, "clip_len": _frames(seconds, self.views[0].fps)}
+
+
+class CLIPTextConditioner(Conditioner):
+    """Tokens of the caption."""
+
+    fills = ("text",)
+
+    def __init__(self, encoder: ImageTextEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
+        """Tokens of the captions."""
+        return Conditions() if text is None else Conditions(text=self.encoder.encode_text(text))
+
+    def sizes(self, seconds: float) -> dict[str, int]:
+        """The same for any length of clip."""
+        return {"text_dim": self.encoder.text_dim, "text_len": self.encoder.text_len}
+
+
+class CombinedConditioner(Conditioner):
+    """Each slot from a conditioner of its own; one given for several slots runs once."""
+
+    def __init__(self, *, clip: Conditioner | None = None, sync: Conditioner | None = None, text: Conditioner | None = None):
+        super().__init__()
+        given = {name: part for name, part in zip(SLOTS, (clip, sync, text), strict=True) if part is not None}
+        for name, part in given.items():
+            if name not in part.fills:
+                raise ValueError(f"CombinedConditioner: {type(part).__name__} fills {', '.join(part.fills)}, not {name}: give another one")
+        self.parts = nn.ModuleList(dict.fromkeys(given.values()))
+        self.sources = {name: list(self.parts).index(part) for name, part in given.items()}
+        self.fills = tuple(given)
+        self.views = tuple(dict.fromkeys(view for part in self.parts for view in part.views))
+
+    def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
+        """Every slot from its conditioner."""
+        made = [part.conditions(frames, text) for part in self.parts]
+        return Conditions(**{name: getattr(made[index], name) for name, index in self.sources.items()})
+
+    def sizes(self, seconds: float) -> dict[str, int]:
+        """Of the slots that are filled."""
+        sizes = [part.sizes(seconds) for part in self.parts]
+        chosen = [(name, sizes[index]) for name, index in self.sources.items()]
+        return {field: value for name, fields in chosen for field, value in fields.items() if field.startswith(f"{name}_")}
+
+
+def _frames(seconds: float, fps: float) -> int:
+    """Whole frames of a clip. The margin stops 0.28 * 25 = 6.999... from being 6."""
+    return int(seconds * fps + 1e-6)
+
+
+def _segments(seconds: float, fps: float, size: int, hop: int) -> int:
+    frames = _frames(seconds, fps)
+    if frames < size:
+        raise ValueError(f"a clip of {seconds:g} s has {frames} frames at {fps:g} fps, fewer than one segment of {size}: use longer clips")
+    return (frames - size) // hop + 1
+
+
+def _sync_sizes(dim: int, segments: int, group: int, margin: int) -> dict[str, int]:
+    return {"sync_dim": dim, "sync_len": segments * group, "sync_group": group, "sync_margin": margin}

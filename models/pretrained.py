@@ -5,25 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
+from models.checkpoints import first_names, fitted
 from models.codecs import autoencoder
 from models.codecs.autoencoder import MelVAE
-from models.encoders import slowfast
+from models.encoders import slowfast, synchformer
 from models.encoders.slowfast import SlowFast
+from models.encoders.synchformer import Synchformer
 from models.generators import mmdit
 from models.generators.mmdit import MMDiT
 
-__all__ = ["load_mmaudio", "load_mmaudio_vae", "load_slowfast_r50", "load_torch_file", "load_weights", "save_weights"]
+__all__ = [
+    *("load_mmaudio", "load_mmaudio_vae", "load_slowfast_r50", "load_synchformer"),
+    *("load_weights", "save_weights"),
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,32 +35,41 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 _MMAUDIO_CONSTANTS = ("t_embed.freqs", "latent_rot", "clip_rot")
 """Tables that old MMAudio checkpoints hold and the model computes."""
 
+_SYNCHFORMER_VISUAL = "vfeat_extractor."
+"""Prefix of the visual encoder in Synchformer's checkpoints."""
+
 
 def load_mmaudio(state_dict: Mapping[str, Tensor], preset: str) -> MMDiT:
     """Generator of a public MMAudio checkpoint (mmaudio_<preset>.pth)."""
     state = {name: value for name, value in state_dict.items() if name not in _MMAUDIO_CONSTANTS}
-    return _filled(MMDiT(_preset(mmdit.PRESETS, preset)), state, f"MMAudio checkpoint for {preset}")
+    return fitted(MMDiT(_preset(mmdit.PRESETS, preset)), state, f"MMAudio checkpoint for {preset}")
 
 
 def load_mmaudio_vae(state_dict: Mapping[str, Tensor], preset: str) -> MelVAE:
     """Autoencoder published with MMAudio: v1-16.pth is "16k", v1-44.pth is "44k"."""
-    return _filled(MelVAE(_preset(autoencoder.PRESETS, preset)), state_dict, f"MMAudio autoencoder checkpoint for {preset}")
+    return fitted(MelVAE(_preset(autoencoder.PRESETS, preset)), state_dict, f"MMAudio autoencoder checkpoint for {preset}")
 
 
 def load_slowfast_r50(state_dict: Mapping[str, Tensor]) -> SlowFast:
     """Video tower of PyTorchVideo's slowfast_r50 (SLOWFAST_8x8_R50.pyth), without its classifier."""
     state_dict = state_dict.get("model_state", state_dict)
     state = {_slowfast_name(name): value for name, value in state_dict.items() if not name.startswith("blocks.6.")}
-    return _filled(SlowFast(slowfast.PRESETS["video_r50_kinetics"]), state, "PyTorchVideo slowfast_r50 checkpoint")
+    return fitted(SlowFast(slowfast.PRESETS["video_r50_kinetics"]), state, "PyTorchVideo slowfast_r50 checkpoint")
 
 
-def load_torch_file(path: str | Path) -> Any:
-    """Contents of a .pt or .pth file on the CPU; tensors and plain containers only, nothing that could run code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is refused: it holds more than tensors, or is no torch file; save its state_dict ({reason})") from error
+def load_synchformer(state_dict: Mapping[str, Tensor]) -> Synchformer:
+    """Visual encoder of a public Synchformer checkpoint, the whole model or MMAudio's synchformer_state_dict.pth.
+
+    Normalised segments (B, S, 16, 3, 224, 224) -> (B, S, 8, 768). Its hearing and its synchroniser are left out.
+    """
+    state_dict, prefix = state_dict.get("model", state_dict), _SYNCHFORMER_VISUAL
+    visual = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    if not visual:
+        raise ValueError(f"no Synchformer checkpoint: none of its {len(state_dict)} names starts with {prefix} ({first_names(state_dict)})")
+    # The picture model that it was initialised from left its 2-d patch embedding behind; nothing reads it.
+    state = {name: value for name, value in visual.items() if not name.startswith("patch_embed.")}
+    remedy = "take the file published with Synchformer or with MMAudio"
+    return fitted(Synchformer(synchformer.PRESETS["divided_224_16x4"]), state, "Synchformer checkpoint", remedy)
 
 
 def save_weights(module: nn.Module, config: Any, folder: str | Path) -> None:
@@ -77,27 +89,7 @@ def load_weights(make: Callable[[Any], M], config_cls: type, folder: str | Path)
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name} is missing: name a folder written by save_weights, such as a stage's export")
     config = _config(config_cls, json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
-    return _filled(make(config), safetensors.torch.load_file(folder / WEIGHTS), str(folder / WEIGHTS))
-
-
-def _filled(module: M, state: Mapping[str, Tensor], source: str) -> M:
-    """`module` with the weights of `state`, which must fit exactly."""
-    wanted = module.state_dict()
-    problems = {
-        "missing": wanted.keys() - state.keys(),
-        "not known": state.keys() - wanted.keys(),
-        "of another shape": {name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape},
-    }
-    found = [f"{len(names)} {problem} ({_first(names)})" for problem, names in problems.items() if names]
-    if found:
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {', '.join(found)}; choose the preset it was made with")
-    module.load_state_dict(state)
-    return module
-
-
-def _first(names: Iterable[str], count: int = 3) -> str:
-    names = sorted(names)
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    return fitted(make(config), safetensors.torch.load_file(folder / WEIGHTS), str(folder / WEIGHTS))
 
 
 def _preset(presets: Mapping[str, Any], name: str) -> Any:
@@ -113,7 +105,7 @@ def _config(cls: type, values: Mapping[str, Any], source: str) -> Any:
     unknown = values.keys() - fields.keys()
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     if unknown or required - values.keys():
-        names = _first(unknown or required - values.keys())
+        names = first_names(unknown or required - values.keys())
         raise ValueError(f"{source} is no {cls.__name__}: {'unknown' if unknown else 'missing'} field {names}; load it as it was saved")
     return cls(**{name: _restored(hints[name], value, source) for name, value in values.items()})
 

@@ -24,6 +24,11 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _text(value: Any) -> Any:
+    """Numbers on a command line are text; a recipe need not quote them."""
+    return str(value) if isinstance(value, int | float) else value
+
+
 def _from_presets(presets: Mapping[str, Any]) -> pydantic.BeforeValidator:
     """Let a recipe write a model as `tiny`, or as `{preset: tiny, hidden: 96}`, or in full."""
 
@@ -51,6 +56,8 @@ class ClipConfig:
     """Side of the square pictures that the encoder sees, pixels."""
     sample_rate: int = 16000
     """Audio rate of the shards, Hz."""
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Decoder of the pictures; decord and torchcodec must be installed (extra `decoders`)."""
 
     def __post_init__(self):
         _check(self.seconds > 0 and self.fps > 0, "seconds and fps must be above 0")
@@ -62,7 +69,7 @@ class PrepareSection:
 
     reader: Literal["", "vggsound", "vggss", "audioset", "panda70m", "folder", "rendered"] = ""
     """Reader that lists the clips; empty where the manifest is there already."""
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[Annotated[str, pydantic.BeforeValidator(_text)], ...] = ()
     """What follows `foleyscale prep manifest READER` on the command line, without --out."""
     manifest: str = "manifest.parquet"
     """The manifest: a path or an fsspec URL."""
@@ -77,15 +84,6 @@ class PrepareSection:
         _check(self.tasks > 0 and self.workers > 0, "tasks and workers must be above 0")
 
 
-@dataclass
-class Preparation:
-    """Settings of the preparation alone, as the command line changes them."""
-
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
-
-    settings: PrepareConfig
-
-
 @dataclass(kw_only=True)
 class StreamConfig:
     """How training reads the shards."""
@@ -98,6 +96,8 @@ class StreamConfig:
     """Memory for decoded clips per process: worth it when the whole set fits, as in the demo."""
     max_bad_share: float = 0.01
     """Stop when more than this share of the clips cannot be read."""
+    clip_timeout: float = 60.0
+    """Seconds a clip may decode in a worker before the worker is killed and the clip quarantined; without workers nothing can watch."""
     allow_data_change: bool = False
     """Resume although the shards or the order's settings are not those of the checkpoint: clips may come twice, or not at all."""
 

@@ -8,13 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
 
 from data_prep.settings import PrepareConfig
-from pipelines.config import Preparation, Recipe, merge
+from pipelines.config import Recipe, merge
+
+_Settings = TypeVar("_Settings")
 
 
 class RecipeError(ValueError):
@@ -48,14 +50,21 @@ def parse_recipe(tree: Mapping, origin: str = "recipe") -> Recipe:
 
 def load_preparation(recipe: str | Path | None, overrides: Sequence[str] = ()) -> PrepareConfig:
     """The preparation that a recipe asks for, or the defaults, with `key=value` overrides such as format.short_side=128 laid over."""
-    base = PrepareConfig() if recipe is None else load_recipe(recipe).preparation
-    tree = to_tree(base)
+    return change(PrepareConfig() if recipe is None else load_recipe(recipe).preparation, overrides)
+
+
+def change(settings: _Settings, overrides: Sequence[str]) -> _Settings:
+    """A settings dataclass with `key=value` overrides laid over, checked as a recipe is."""
+    tree = to_tree(settings)
     for override in overrides:
-        tree = merge(tree, _parse_override(override, "filters.min_motion=0.001"))
+        tree = merge(tree, _parse_override(override))
+    # As a field of a class that forbids unknown keys: a plain dataclass by itself would pass them over.
+    holder = dataclasses.make_dataclass("Holder", [("settings", type(settings))])
+    holder.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     try:
-        return pydantic.TypeAdapter(Preparation).validate_python({"settings": tree}).settings
+        return pydantic.TypeAdapter(holder).validate_python({"settings": tree}).settings
     except pydantic.ValidationError as error:
-        raise RecipeError(_first_problem(error, Preparation(base)).removeprefix("settings.")) from None
+        raise RecipeError(_first_problem(error, holder(settings)).removeprefix("settings.").removeprefix("settings: ")) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -96,10 +105,10 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
-def _parse_override(text: str, example: str = "generative.train.steps=100") -> dict:
+def _parse_override(text: str) -> dict:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {text!r}: write it as key=value, for example {example}")
+        raise RecipeError(f"override {text!r}: write it as key=value")
     tree: Any = yaml.load(value, Loader=_Loader) if value else ""
     for part in reversed(key.split(".")):
         tree = {part: tree}

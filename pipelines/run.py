@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from data_prep.index import ShardSet
+from models.checkpoints import read_checkpoint
 from models.codecs.autoencoder import PRESETS as VAE_PRESETS
-from models.pretrained import load_mmaudio_vae, load_torch_file, save_weights
+from models.pretrained import load_mmaudio_vae, save_weights
 from pipelines.candidates import make_candidates
 from pipelines.config import Recipe
 from pipelines.engine.checkpoint import EXPORTED, weights_hash, write_atomically
@@ -104,7 +105,7 @@ class Chain:
         if self.world.is_main:
             export = self.recipe.folder / "autoencoder" / "export"
             export.mkdir(parents=True, exist_ok=True)
-            save_weights(load_mmaudio_vae(load_torch_file(config.weights), preset), config.model, export)
+            save_weights(load_mmaudio_vae(read_checkpoint(config.weights), preset), config.model, export)
             write_atomically(export / EXPORTED, "{}")
         self.world.barrier()
 

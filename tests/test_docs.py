@@ -16,7 +16,7 @@ import typer.main
 
 from launch.cli import app
 from pipelines.config import Recipe
-from pipelines.recipes import load_recipe
+from pipelines.recipes import load_preparation, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -67,8 +67,11 @@ def test_commands_parse(page):
     for arguments in commands(page):
         command, rest = command_of(arguments)
         context = command.make_context(command.name, rest)  # a wrong option, type or count raises with its message
-        if recipe := context.params.get("recipe"):
-            load_recipe(recipe, context.params["overrides"] or ())
+        overrides = context.params.get("overrides") or ()
+        if command.name == "shards":
+            load_preparation(context.params["recipe"], overrides)
+        elif recipe := context.params.get("recipe"):
+            load_recipe(recipe, overrides)
 
 
 @each_page
@@ -103,7 +106,7 @@ def test_recipe_keys_exist(page):
         key = text.partition("=")[0]
         if key.split(".")[0] not in SECTIONS or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+(?<!\.json)", key):
             continue
-        config = load_recipe("demo")
+        config = load_recipe("vggsound")
         for part in key.split("."):
             assert hasattr(config, part), f"{text}: no key {part}"
             config = getattr(config, part)

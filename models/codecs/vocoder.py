@@ -1,4 +1,5 @@
-"""From log-mels to waveforms without a trained network: fast Griffin-Lim (Perraudin, Balazs and Sondergaard 2013)."""
+"""From log-mels to waveforms: what every vocoder offers, and one that needs no trained network, fast Griffin-Lim
+(Perraudin, Balazs and Sondergaard 2013)."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ class Vocoder(Protocol):
     """Whatever turns log-mels into sound."""
 
     name: str
-    """For reports: metrics of waveforms depend on it."""
+    """Says which vocoder made a file: metrics of waveforms depend on it."""
 
     def vocode(self, log_mel: Tensor) -> Tensor:
-        """Log-mel (B, F, T) -> waveform (B, T * hop)."""
+        """Log-mel (B, F, T) as the vocoder's own front end makes it, base of the logarithm included -> waveform (B, T * hop)."""
         ...
 
 

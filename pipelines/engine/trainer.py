@@ -85,13 +85,12 @@ class Trainer:
     def _report(self, log: RunLog, losses: dict[str, torch.Tensor], waited: float, seconds: float) -> None:
         values = self.world.mean({name: float(value) for name, value in losses.items()})
         check_finite(values, self.step)
-        quarantined = self.world.mean({"clips": float(self.stream.bad)})["clips"] * self.world.size
         norm = self.engine.get_global_grad_norm()
         extra = {} if norm is None else {"gradient_norm": float(norm)}
         rate = learning_rate(self.step - 1, self.train.steps, self.train.optimiser)
         log.scalars(self.step, values | extra | {
             "learning_rate": rate, "seconds_per_step": seconds, "data_wait": waited / seconds,
-            "samples_per_second": self.train.batch_size / seconds, "quarantined": round(quarantined)})
+            "samples_per_second": self.train.batch_size / seconds, **self.world.total({"quarantined": self.stream.bad})})
         log.advance(self.step, f"loss {values['loss']:.4f}")
 
     def _validates(self) -> bool:
@@ -104,7 +103,7 @@ class Trainer:
         return self.stage.validate(self.engine.module, self.world.device)
 
     def _save(self) -> None:
-        state = self.stream.state_dict()
+        state = self.stream.state_dict(self.world.total({"seen": self.stream.seen, "bad": self.stream.bad}))
         save_checkpoint(self.checkpoints, self.step, self.engine, self.ema, state, self.world, self.train.keep_checkpoints)
 
     def _resume(self) -> int:

@@ -36,6 +36,10 @@ class World:
         dist.all_reduce(tensor)
         return dict(zip(values, (tensor / self.size).tolist(), strict=True))
 
+    def total(self, values: dict[str, float]) -> dict[str, float]:
+        """Sum scalars over all processes; every process must call with the same keys."""
+        return {name: value * self.size for name, value in self.mean(values).items()}
+
 
 def join_world() -> World:
     """Start or join the process group: alone, or as torchrun and SLURM say in RANK, WORLD_SIZE and LOCAL_RANK."""

@@ -15,14 +15,16 @@ from pipelines.engine.world import World
 def clip_decoder(recipe: Recipe, seconds: float, random_crop: bool, want: tuple[str, ...] = ("frames", "waveform")) -> ClipDecoder:
     """Decoder of `seconds` of a clip in the recipe's format."""
     clip = recipe.clip
-    return ClipDecoder(seconds=seconds, fps=clip.fps, sample_rate=clip.sample_rate, size=clip.size, random_crop=random_crop, want=want)
+    return ClipDecoder(seconds=seconds, fps=clip.fps, sample_rate=clip.sample_rate, size=clip.size, random_crop=random_crop, want=want,
+                       backend=clip.backend)
 
 
 def training_stream(shards: ShardSet, decode, train: TrainConfig, seed: int, world: World, quarantine: Path) -> ClipStream:
     """Endless shuffled stream of this rank's slice of every global batch."""
     options = train.stream
     return ClipStream(shards, decode, batch_size=train.batch_size, rank=world.rank, world_size=world.size, seed=seed, window=options.window,
-                      max_bad_share=options.max_bad_share, quarantine=str(quarantine), cache_gb=options.cache_gb)
+                      max_bad_share=options.max_bad_share, quarantine=str(quarantine), clip_timeout=options.clip_timeout,
+                      cache_gb=options.cache_gb)
 
 
 def clips(recipe: Recipe, split: str, batch_size: int, limit: int | None, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:

@@ -27,13 +27,27 @@ def test_first_broken_rule_is_the_reason(measured, reason):
     assert reason is None or reason in DROPPED
 
 
-def test_by_default_only_silence_is_dropped():
-    odd = GOOD | {"motion": 0.0, "source_side": 16, "source_fps": 1.0, "av_offset": 3.0}
-    assert verdict(odd, FilterConfig()) is None
-    assert verdict(odd | {"loudness": -120.0, "silence": 1.0}, FilterConfig()) == "silent"
+def test_by_default_silence_stills_and_broken_timestamps_are_dropped():
+    assert verdict(GOOD | {"motion": 0.003, "source_side": 16, "source_fps": 1.0, "av_offset": -0.9}, FilterConfig()) is None
+    assert verdict(GOOD | {"motion": 0.0002}, FilterConfig()) == "still"
+    assert verdict(GOOD | {"av_offset": 1.1}, FilterConfig()) == "out_of_step"
+    assert verdict(GOOD | {"loudness": -120.0, "silence": 1.0}, FilterConfig()) == "silent"
+    all_kept = FilterConfig(min_loudness=-121.0, max_silence=1.0, min_motion=0.0, max_offset=None)
+    assert verdict(GOOD | {"loudness": -120.0, "silence": 1.0, "motion": 0.0, "av_offset": 9.0}, all_kept) is None
 
 
-@pytest.mark.parametrize(("field", "value"), [("max_silence", 1.1), ("min_loudness", 1.0), ("min_motion", -1.0), ("max_offset", -0.1)])
+def test_near_duplicates_are_no_matter_of_one_clip():
+    assert "near_duplicate" in DROPPED
+    assert verdict(GOOD, FilterConfig(max_similarity=0.5)) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_silence", 1.1), ("min_loudness", 1.0), ("min_motion", -1.0), ("max_offset", -0.1),
+        ("max_similarity", 0.4), ("max_similarity", 1.1),
+    ],
+)  # fmt: skip
 def test_impossible_bounds_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         FilterConfig(**{field: value})

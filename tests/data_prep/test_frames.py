@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_prep.frames import centre_crop, normalise, resize, sample_indices, to_float
 
@@ -34,22 +35,19 @@ def test_bicubic_is_the_field_standard(source, size):
     frames = picture(*source)
     reference = torch.nn.functional.interpolate(frames.float(), size=size, mode="bicubic", antialias=True)
     assert torch.allclose(resize(frames.float(), size), reference, atol=1e-3)
-    assert (resize(frames, size).float() - reference.clamp(0, 255)).abs().max() <= 0.51
-
-
-def test_area_is_the_mean_of_blocks():
-    frames = picture(48, 64).float()
-    assert torch.allclose(resize(frames, (12, 16), method="area"), torch.nn.functional.avg_pool2d(frames, 4), atol=1e-3)
+    # Bytes are rounded after each direction, as Pillow does; its weights have more digits, which noise shows the most.
+    pictures = [Image.fromarray(frame).resize(size[::-1], Image.BICUBIC) for frame in frames.permute(0, 2, 3, 1).numpy()]
+    difference = np.abs(resize(frames, size).permute(0, 2, 3, 1).numpy().astype(int) - np.stack(pictures))
+    assert difference.max() <= 3 and difference.mean() < 0.5
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    height=st.integers(8, 70), width=st.integers(8, 70), size=st.integers(4, 80), crop=st.booleans(),
-    method=st.sampled_from(["bicubic", "area"]), value=st.integers(0, 255),
+    height=st.integers(8, 70), width=st.integers(8, 70), size=st.integers(4, 80), crop=st.booleans(), value=st.integers(0, 255),
 )
-def test_resize_keeps_flat_colour_and_shape(height, width, size, crop, method, value):
+def test_resize_keeps_flat_colour_and_shape(height, width, size, crop, value):
     frames = torch.full((1, 3, height, width), value, dtype=torch.uint8)
-    out = resize(frames, size, crop, method)
+    out = resize(frames, size, crop)
     assert out.dtype == torch.uint8 and (out == value).all()
     if crop:
         assert out.shape[-2:] == (size, size)
@@ -65,7 +63,7 @@ def test_crop_is_the_centre_of_the_resized_picture():
     assert torch.equal(resize(frames, 40), frames)
 
 
-def test_long_clips_are_resized_in_chunks():
+def test_a_frame_is_resized_the_same_in_any_company():
     frames = torch.randint(0, 256, (70, 3, 200, 200), dtype=torch.uint8)
     assert torch.equal(resize(frames, 20)[-1:], resize(frames[-1:], 20))
 
@@ -90,5 +88,3 @@ def test_types_are_checked():
         normalise(torch.zeros(1, 3, 4, 4), (0,), (1,))
     with pytest.raises(ValueError, match="uint8"):
         to_float(torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ValueError, match="choose 'bicubic' or 'area'"):
-        resize(picture(4, 4), 2, method="lanczos")

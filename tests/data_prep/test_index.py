@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import threading
+import tracemalloc
 import uuid
+import zlib
 
 import fsspec
 import pyarrow as pa
@@ -14,35 +15,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data_prep import storage
-from data_prep.index import Member, ShardError, ShardSet, build_index, statistics, verify
-from data_prep.shards import ShardWriter
-
-CLIPS = (4, 0, 7)
-
-
-def write(url, clips=CLIPS, members=("mp4", "flac"), missing=(), splits=None, seed=0):
-    source = random.Random(seed)
-    for number, count in enumerate(clips):
-        with ShardWriter(url, number, split=(splits or {}).get(number, "train")) as writer:
-            for i in range(count):
-                key = f"clip-{number}-{i}"
-                data = {name: source.randbytes(300 + 7 * i) for name in members}
-                if key in missing:
-                    writer.skip(key, "failed", "no_audio", labels=[])
-                else:
-                    writer.add(key, data, labels=["dog"] if i % 2 else ["dog", "rain"], duration=1.8, fps=25)
-                writer.skip(f"quiet-{number}-{i}", "dropped", "silent", labels=[])
-    return url
+from data_prep.index import Layer, Member, ShardError, ShardInfo, ShardSet, ShardTable, build_index
+from data_prep.storage import Folder
+from tests.fixtures.known_shards import expected
+from tests.fixtures.known_shards import write_shards as write
 
 
 @pytest.fixture(params=["local", "memory"])
 def url(request, tmp_path):
     return tmp_path / "set" if request.param == "local" else f"memory://{uuid.uuid4().hex}/set"
-
-
-def expected(clips=CLIPS, members=("mp4", "flac"), seed=0):
-    source = random.Random(seed)
-    return {(n, i): {name: source.randbytes(300 + 7 * i) for name in members} for n, count in enumerate(clips) for i in range(count)}
 
 
 def test_every_clip_is_read_back(url):
@@ -62,7 +43,9 @@ def test_index_files_say_what_there_is(tmp_path):
     build_index(write(tmp_path), {"fps": 25})
     dataset = json.loads((tmp_path / "dataset.json").read_text())
     sizes = [(tmp_path / f"shard-00000{n}.tar").stat().st_size for n in range(3)]
-    assert {**dataset, "hash": 0} == {"settings": {"fps": 25}, "shards": 3, "clips": 11, "rows": 22, "bytes": sum(sizes), "hash": 0}
+    totals = {"settings": {"fps": 25}, "shards": 3, "clips": 11, "rows": 22, "bytes": sum(sizes)}
+    assert {name: dataset[name] for name in totals} == totals
+    assert dataset["index_crc32"] == zlib.crc32((tmp_path / "index.parquet").read_bytes())
     index = pq.read_table(tmp_path / "index.parquet").to_pylist()
     assert [(row["name"], row["split"], row["clips"], row["rows"], row["bytes"]) for row in index] == [
         ("shard-000000", "train", 4, 8, sizes[0]),
@@ -126,46 +109,10 @@ def test_damage_is_found_and_named_and_stays_with_its_clip(tmp_path):
     assert shards.read(2, 3, ["mp4"]) and all(shards.read(2, row) for row in (0, 1, 2, 4, 5, 6))
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(copy), copy.reason) == (str(caught.value), "bad_crc")
-    assert verify(tmp_path) == ["shard-000002.tar: clip-2-3.flac: damaged: its crc32 is not the sidecar's"]
     os.truncate(tmp_path / "shard-000002.tar", member.offset + 5)
     with pytest.raises(ShardError, match="ends after 5 of the 321 bytes of flac") as caught:
         shards.read(2, 3)
     assert caught.value.reason == "truncated"
-
-
-def test_verify_names_each_problem(tmp_path):
-    shards = build_index(write(tmp_path), {})
-    assert verify(tmp_path) == []
-    first = shards.entry(0, 1).members["mp4"]
-    with open(tmp_path / "shard-000000.tar", "r+b") as file:
-        file.seek(first.offset - 512)
-        file.write(b"other")
-    (tmp_path / "shard-000007.tar").write_bytes(b"")
-    (tmp_path / "shard-000001.tar").unlink()
-    problems = verify(tmp_path)
-    assert problems[0] == "shard-000007.tar: no sidecar, so the shard was not finished"
-    assert problems[1] == "shard-000000.tar: clip-0-1.mp4: bad tar header (bad checksum)"
-    assert problems[2] == "shard-000001.tar: missing beside its sidecar"
-    assert "remove shard-000001.parquet and write the shard again" in problems[3] and len(problems) == 4
-
-
-def test_verify_finds_a_sidecar_that_disagrees_and_an_old_index(tmp_path):
-    build_index(write(tmp_path / "a"), {})
-    write(tmp_path / "b", clips=(5,), seed=3)
-    (tmp_path / "b" / "shard-000000.parquet").rename(tmp_path / "a" / "shard-000000.parquet")
-    problems = verify(tmp_path / "a")
-    assert any("crc32" in problem for problem in problems) and problems[-1] == "index.parquet: out of date for shard-000000; build it again"
-    (tmp_path / "a" / "shard-000002.parquet").write_bytes(b"junk")
-    assert any("shard-000002.parquet: not a readable sidecar" in problem for problem in verify(tmp_path / "a"))
-
-
-def test_statistics_count_clips_reasons_and_labels(tmp_path):
-    write(tmp_path, missing=("clip-0-1",), splits={2: "test"})
-    found = statistics(tmp_path)
-    assert found.pop("bytes") == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
-    assert found.pop("hours") == pytest.approx(10 * 1.8 / 3600)
-    assert found == {"shards": 3, "rows": 22, "clips": 10, "dropped": {"silent": 11}, "failed": {"no_audio": 1},
-                     "splits": {"test": 7, "train": 3}, "labels": {"dog": 10, "rain": 6}}  # fmt: skip
 
 
 def test_layers_add_members_and_the_first_set_decides(tmp_path):
@@ -250,3 +197,40 @@ def test_a_sidecar_without_its_columns_is_named(tmp_path):
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "shard-000000.parquet")
     with pytest.raises(ShardError, match="shard-000000.parquet: lacks the column 'members'"):
         build_index(tmp_path, {})
+
+
+def test_an_index_that_is_damaged_or_of_another_version_is_named(tmp_path):
+    build_index(write(tmp_path), {"fps": 25})
+    data = bytearray((tmp_path / "index.parquet").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "index.parquet").write_bytes(data)
+    with pytest.raises(ShardError, match="index.parquet: not the file that dataset.json tells of.*build it again with"):
+        ShardSet.open(tmp_path)
+    for text in ("{", "[1]"):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(ShardError, match="dataset.json: (not readable as JSON|holds no JSON object)"):
+            ShardSet.open(tmp_path)
+
+
+def test_shards_are_a_sequence_over_columns(tmp_path):
+    shards = build_index(write(tmp_path, splits={2: "test"}), {}).shards
+    assert len(shards) == 3 and [info.number for info in shards] == [0, 1, 2] == [shards[-3].number, shards[1].number, shards[-1].number]
+    assert shards[2] == list(shards)[2] and shards[2].sidecar_crc32 == zlib.crc32((tmp_path / "shard-000002.parquet").read_bytes())
+    assert [shards.name(2), shards[2].split, shards[2].clips, shards[2].rows] == ["shard-000002", "test", 7, 14]
+    assert [info.name for info in shards.take([2, 0])] == ["shard-000002", "shard-000000"]
+    with pytest.raises(IndexError):
+        shards[3]
+
+
+def test_a_long_index_takes_the_memory_of_its_columns(tmp_path):
+    count = 20_000
+    infos = [ShardInfo(f"shard-{number:06d}", "train", number % 300, 300, 2**28, f"{number:064x}", number) for number in range(count)]
+    table = ShardTable.of(infos)
+    assert ShardTable.parse(table.to_bytes())[count - 1] == infos[-1]
+    shards = ShardSet([Layer(Folder(tmp_path), table, {}, Folder(tmp_path))])
+    assert len(shards) == sum(number % 300 for number in range(count)) and shards.counts.dtype == "int64"
+    assert len(pickle.dumps(shards)) < 130 * count
+    tracemalloc.start()
+    again = ShardSet([Layer(Folder(tmp_path), table, {}, Folder(tmp_path))])
+    assert again.select(range(0, count, 2)).shards[1].number == 2 and tracemalloc.get_traced_memory()[1] < 40 * count
+    tracemalloc.stop()

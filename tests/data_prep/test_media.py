@@ -1,4 +1,5 @@
 import io
+import weakref
 from fractions import Fraction
 
 import av
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.encode import as_rgb
 from data_prep.media import ClipError, ClipFormat, decode_audio, decode_frames, loudness, mux, probe, read_video, transcode
-from data_prep.timeline import at_constant_rate, fit, mono, place
+from data_prep.timeline import Painter, at_constant_rate, fit, mono, place
 from tests.fixtures.made_media import TICKS, numbers, tick_times, ticking, write_media
 
 FORMAT = ClipFormat(short_side=48, sample_rate=16000, crf=4)
@@ -168,10 +170,28 @@ def test_ten_bits_odd_sizes_and_oblong_pixels(tmp_path):
     assert read_video(str(wide), 25.0, short_side=48).shape == (10, 48, 128, 3)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "full_range", "weights"),
+    [(1, False, (0.2126, 0.0722)), (1, True, (0.2126, 0.0722)), (6, False, (0.299, 0.114)), (2, True, (0.299, 0.114)),
+     (9, False, (0.2627, 0.0593)), (3, False, (0.299, 0.114))],
+)  # fmt: skip
+def test_colours_of_any_matrix_and_range_come_right(matrix, full_range, weights):
+    colour = np.array([200, 60, 30])
+    red, blue = weights
+    luma = colour @ [red, 1 - red - blue, blue]
+    differences = np.array([(colour[2] - luma) / (1 - blue), (colour[0] - luma) / (1 - red)]) / 2
+    levels = [luma, *(128 + differences)] if full_range else [16 + luma * 219 / 255, *(128 + differences * 224 / 255)]
+    flat = np.repeat(np.rint(levels), [48 * 64, 48 * 16, 48 * 16]).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(flat.reshape(72, 64), "yuvj420p" if full_range else "yuv420p")
+    frame.colorspace, frame.color_range = matrix, 2 if full_range else 1
+    rgb = as_rgb(Painter(None, 32)(frame))
+    assert rgb.shape == (32, 42, 3) and np.abs(rgb.astype(int) - colour).max() <= 4
+
+
 def test_crop_keeps_the_middle_square(plain):
     whole = read_video(str(plain), 25.0, 0.0, 0.4, short_side=32)
     square = read_video(str(plain), 25.0, 0.0, 0.4, short_side=32, crop=True)
-    assert whole.shape == (10, 32, 42, 3) and np.array_equal(square, whole[:, :, 5:37])
+    assert whole.shape == (10, 32, 42, 3) and np.array_equal(square, whole[:, :, 4:36])
     clip = transcode(str(plain), 0.0, 1.0, ClipFormat(short_side=32, crop=True))
     assert (clip.width, clip.height) == (32, 32)
 
@@ -308,6 +328,22 @@ def test_variable_rates_never_show_a_picture_long_before_its_time(gaps, fps, sta
         assert times[number] - time <= 1 / fps + 1e-5
         if number + 1 < len(times):
             assert time <= times[number + 1] + 1e-5
+
+
+def test_pictures_that_are_not_shown_are_let_go():
+    class Picture:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def pictures():
+        for index in range(300):  # 100 a second; the clip begins after two seconds
+            alive.add(picture := Picture())
+            yield index / 100, 0.01, picture
+            del picture
+            assert len(alive) <= 4
+
+    assert sum(1 for _ in at_constant_rate(pictures(), 2.0, None, 10.0)) == 10
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=12), st.floats(-0.5, 1.0), st.integers(0, 5))

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import zlib
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -65,6 +66,16 @@ def test_equal_rows_give_equal_bytes_wherever_they_are_written(tmp_path, url):
     filesystem, root = fsspec.core.url_to_fs(url if "://" in url else str(tmp_path / "b"))
     for name in ("shard-000001.tar", "shard-000001.parquet"):
         assert filesystem.cat_file(f"{root}/{name}") == (tmp_path / "a" / name).read_bytes()
+
+
+def test_clips_of_very_many_members_are_written(tmp_path):
+    members = {f"f{i}.npy": bytes([i % 256]) * (i % 5 * 300) for i in range(1000)}
+    with ShardWriter(tmp_path, 0) as writer:
+        writer.add("many", members)
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        assert {name.removeprefix("many."): tar.extractfile(name).read() for name in tar.getnames()} == members
+    (row,) = pq.read_table(tmp_path / "shard-000000.parquet").to_pylist()
+    assert {member["name"]: member["crc32"] for member in row["members"]} == {name: zlib.crc32(data) for name, data in members.items()}
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):

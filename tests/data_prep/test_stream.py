@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import random
@@ -20,50 +19,12 @@ from data_prep.index import ShardError, ShardSet, build_index
 from data_prep.media import ClipFormat, transcode
 from data_prep.shards import ShardWriter
 from data_prep.stream import ClipStream, collate, one_pass
-
-COUNTS = (9, 4, 0, 13, 6, 1, 15)  # 48 clips
-DECODE = TensorDecoder(("value",))
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def write(url, counts=COUNTS, base=0, bad_rows=()):
-    """Clips that hold their own number: base, base + 1, ..."""
-    numbers = itertools.count(base)
-    for shard, count in enumerate(counts):
-        with ShardWriter(url, shard) as writer:
-            for row in range(count):
-                number = next(numbers)
-                data = b"junk" if (shard, row) in bad_rows else npy(np.array([number], np.float32))
-                writer.add(f"clip-{number}", {"value.npy": data}, labels=[str(number)])
-    return build_index(url, {})
+from tests.fixtures.made_shards import COUNTS, DECODE, damage, take, values, write
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write(tmp_path_factory.mktemp("stream") / "set")
-
-
-def damage(shards, shard, row, copy_to):
-    """A copy of the set's folder whose clip at (shard, row) fails its checksum."""
-    write(copy_to)
-    member = shards.entry(shard, row).members["value.npy"]
-    with open(copy_to / f"{shards.shards[shard].name}.tar", "r+b") as file:
-        file.seek(member.offset + member.size - 2)
-        file.write(b"\xff\xff")
-    return ShardSet.open(copy_to)
-
-
-def take(stream, batches, **options):
-    return list(itertools.islice(stream.batches(**options), batches))
-
-
-def values(batches):
-    return [int(value) for batch in batches for value in batch["value"].flatten()]
 
 
 def test_an_epoch_holds_every_clip_once_and_the_next_another_order(shards):
@@ -103,7 +64,6 @@ def test_the_size_of_the_batch_may_change_too(shards):
     assert sorted(seen + values(take(second, 8))) == list(range(48))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_change_nothing(shards, workers):
     alone, helped = (ClipStream(shards, DECODE, batch_size=6, seed=1) for _ in range(2))
@@ -231,6 +191,8 @@ def test_other_data_or_another_order_is_named_on_resume(shards):
         ClipStream(shards, DECODE, batch_size=8, seed=2, window=4).load_state_dict(state)
     with pytest.raises(ValueError, match="there were 1 data sets, now 2"):
         ClipStream([shards, other.sets[0]], DECODE, batch_size=8, seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="the run was begun in another version of the order, 1 and not 2"):
+        ClipStream(shards, DECODE, batch_size=8, seed=1).load_state_dict({name: state[name] for name in state if name != "order"})
     moved = ClipStream(write(f"{store}/moved"), DECODE, batch_size=8, seed=1)
     moved.load_state_dict(state)
     assert moved.position == 16
@@ -297,6 +259,7 @@ def test_shapes_that_differ_are_named():
         ({"batch_size": 8, "rank": 2, "world_size": 2}, "rank 2 is outside a world of 2"),
         ({"batch_size": 8, "decode": lambda raw, entry, random: {}, "cache_gb": 1}, r"cache_gb needs a decoder with whole\(\)"),
         ({"batch_size": 8, "window": 0}, "window must be at least 1 shard"),
+        ({"batch_size": 8, "clip_timeout": 0}, "clip_timeout is 0: give the seconds that the slowest good clip may take to decode"),
     ],
 )
 def test_bad_settings_are_named(shards, arguments, message):

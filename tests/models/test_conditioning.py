@@ -1,10 +1,49 @@
-"""A contrastive encoder as conditioner."""
+"""Encoders as conditioners, alone and combined."""
+
+import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
-from models.conditioning import EncoderConditioner
+from models.conditioning import (
+    CLIPImageConditioner,
+    CLIPTextConditioner,
+    CombinedConditioner,
+    EncoderConditioner,
+    FrameView,
+    SynchformerConditioner,
+)
+from models.encoders import synchformer
 from models.encoders.sf_cavp import PRESETS, SFCAVP
+from models.encoders.synchformer import Synchformer
+from models.generators import mmdit
+from models.generators.mmdit import MMDiT
+
+SIZES = ("clip_dim", "clip_len", "sync_dim", "sync_len", "sync_group", "sync_margin", "text_dim", "text_len")
+
+
+class LinearCLIP(nn.Module):
+    """The smallest encoder of pictures and captions, of CLIP's sizes."""
+
+    image_dim, text_dim, text_len = 1024, 1024, 77
+
+    def encode_image(self, frames):
+        """Mean colour in the first three channels."""
+        return nn.functional.pad(frames.mean(dim=(3, 4)), (0, 1021))
+
+    def encode_text(self, text):
+        """Length of the caption everywhere."""
+        return torch.stack([torch.full((77, 1024), float(len(line))) for line in text])
+
+
+def fields(config):
+    return {name: getattr(config, name) for name in SIZES}
+
+
+def on_meta(preset):
+    with torch.device("meta"):
+        return Synchformer(synchformer.PRESETS[preset])
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +71,90 @@ def test_fit_standardises_each_channel_that_moves(conditioner):
     torch.testing.assert_close(tokens.mean(0), torch.zeros_like(tokens[0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.std(0)[moving], torch.ones(int(moving.sum())), atol=1e-3, rtol=0)
     assert tokens.std(0).max() < 1.001
+
+
+def test_both_entrances_of_a_contrastive_encoder_say_the_same(conditioner):
+    frames = torch.rand(1, 32, 3, 32, 32)
+    assert conditioner.views == (FrameView(fps=25.0),)
+    by_view = conditioner.conditions({conditioner.views[0]: frames}, ["a dog"])
+    direct, _ = conditioner(frames)
+    assert torch.equal(by_view.clip, direct.clip) and torch.equal(by_view.sync, direct.sync) and by_view.text is None
+
+
+@pytest.mark.parametrize(("hop", "seconds"), [(32, 3.84), (32, 4.5), (16, 3.84)])
+def test_sizes_are_those_of_the_tokens(hop, seconds):
+    encoder = SFCAVP(dataclasses.replace(PRESETS["tiny"], hop_frames=hop)).eval()
+    conditioner = EncoderConditioner(encoder)
+    conditions, _ = conditioner(torch.rand(1, int(25 * seconds + 0.01), 3, 32, 32))
+    sizes = conditioner.sizes(seconds)
+    assert conditions.clip.shape == (1, sizes["clip_len"], sizes["clip_dim"])
+    assert conditions.sync.shape == (1, sizes["sync_len"], sizes["sync_dim"])
+    assert (sizes["sync_group"], sizes["sync_margin"]) == (32, 32 // hop - 1)
+
+
+def test_the_tiny_generator_fits_the_tiny_encoder(conditioner):
+    sizes = conditioner.sizes(3.84)
+    assert sizes == {name: fields(mmdit.PRESETS["tiny"])[name] for name in sizes}
+
+
+def test_clip_and_synchformer_decide_the_sizes_of_mmaudio():
+    clip = LinearCLIP()
+    combined = CombinedConditioner(
+        clip=CLIPImageConditioner(clip), sync=SynchformerConditioner(on_meta("divided_224_16x4")), text=CLIPTextConditioner(clip)
+    )
+    assert combined.fills == ("clip", "sync", "text")
+    assert combined.views == (FrameView(fps=8.0, size=384, crop=False), FrameView(fps=25.0, size=224))
+    assert combined.sizes(8.0) == fields(mmdit.PRESETS["small_16k"])
+    lengths = {seconds: (combined.sizes(seconds)["clip_len"], combined.sizes(seconds)["sync_len"]) for seconds in (4.0, 5.04, 10.0)}
+    assert lengths == {4.0: (32, 88), 5.04: (40, 112), 10.0: (80, 240)}
+    config = mmdit.PRESETS["small_16k"]
+    assert all(config.condition_lengths(latents) == lengths[s] for s, latents in ((4.0, 125), (10.0, 313)))
+
+
+def test_a_generator_runs_on_combined_conditions():
+    clip, sync = LinearCLIP(), SynchformerConditioner(Synchformer(synchformer.PRESETS["tiny"]).eval())
+    images = CLIPImageConditioner(clip, size=16)
+    combined = CombinedConditioner(clip=images, sync=sync, text=CLIPTextConditioner(clip))
+    frames = {images.views[0]: torch.rand(2, 16, 3, 16, 16), sync.views[0]: torch.rand(2, 50, 3, 32, 32)}
+    conditions = combined.conditions(frames, ["rain", "a dog barks"])
+    assert conditions.clip.shape == (2, 16, 1024) and conditions.sync.shape == (2, 40, 32) and conditions.text.shape == (2, 77, 1024)
+    assert conditions.text[1, 0, 0] == 11 and torch.equal(conditions.sync, sync.encoder.encode_video(frames[sync.views[0]]))
+    generator = MMDiT(dataclasses.replace(mmdit.PRESETS["tiny"], **combined.sizes(2.0), latent_len=62))
+    latent = torch.randn(2, 62, generator.config.latent_dim)
+    flow = generator(latent, conditions.clip, conditions.sync, conditions.text, torch.tensor([0.2, 0.7]))
+    assert flow.shape == latent.shape
+
+
+def test_slots_may_be_mixed_with_our_own_encoder(conditioner):
+    sync = SynchformerConditioner(Synchformer(synchformer.PRESETS["tiny"]).eval())
+    combined = CombinedConditioner(clip=conditioner, sync=sync)
+    assert combined.fills == ("clip", "sync") and combined.sizes(3.84)["clip_dim"] == 512 and combined.sizes(3.84)["sync_dim"] == 32
+    frames = torch.rand(1, 96, 3, 32, 32)
+    conditions = combined.conditions(dict.fromkeys(combined.views, frames))
+    assert torch.equal(conditions.clip, conditioner(frames)[0].clip) and conditions.sync.shape == (1, 88, 32)
+
+
+def test_a_conditioner_of_two_slots_runs_once(conditioner):
+    combined, runs = CombinedConditioner(clip=conditioner, sync=conditioner), []
+    counting = conditioner.register_forward_hook(lambda *_: runs.append(1))
+    conditions = combined.conditions({combined.views[0]: torch.rand(1, 32, 3, 32, 32)})
+    counting.remove()
+    assert len(runs) == len(combined.views) == 1 and conditions.clip.shape[1] == 8 and conditions.sync.shape[1] == 32
+
+
+def test_without_pictures_or_words_their_conditions_are_missing(conditioner):
+    clip = LinearCLIP()
+    combined = CombinedConditioner(clip=CLIPImageConditioner(clip), sync=conditioner, text=CLIPTextConditioner(clip))
+    told = combined.conditions({}, ["rain"])
+    assert told.clip is None and told.sync is None and told.text.shape == (1, 77, 1024)
+    assert combined.conditions({}).text is None
+
+
+def test_what_cannot_be_conditioned_on_is_explained(conditioner):
+    sync = SynchformerConditioner(on_meta("tiny"))
+    with pytest.raises(ValueError, match="SynchformerConditioner fills sync, not clip: give another one"):
+        CombinedConditioner(clip=sync)
+    with pytest.raises(ValueError, match=r"SynchformerConditioner needs frames as FrameView\(fps=25.0, size=32, crop=True\)"):
+        sync.conditions({conditioner.views[0]: torch.rand(1, 32, 3, 32, 32)})
+    with pytest.raises(ValueError, match="a clip of 0.6 s has 15 frames at 25 fps, fewer than one segment of 16: use longer clips"):
+        sync.sizes(0.6)

@@ -11,7 +11,14 @@ from models.codecs.autoencoder import MelVAE, MelVAEConfig
 from models.encoders.sf_cavp import PRESETS as CAVP_PRESETS
 from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.generators.mmdit import MMDiT
-from models.pretrained import load_mmaudio, load_mmaudio_vae, load_slowfast_r50, load_torch_file, load_weights, save_weights
+from models.pretrained import (
+    load_mmaudio,
+    load_mmaudio_vae,
+    load_slowfast_r50,
+    load_synchformer,
+    load_weights,
+    save_weights,
+)
 from tests.fixtures.made_weights import made_state, parity_keys
 
 
@@ -50,6 +57,31 @@ def test_slowfast_takes_every_public_weight_but_the_classifier():
         "fast_stages.3.2.c.conv.weight": "blocks.4.multipathway_blocks.1.res_blocks.2.branch2.conv_c.weight",
     }
     assert all(torch.equal(ours[a], theirs[b]) for a, b in pairs.items())
+
+
+def test_synchformers_eyes_are_taken_out_of_the_whole_model():
+    state = zeros(parity_keys("synchformer_visual"))
+    state["vfeat_extractor.blocks.11.timeattn.qkv.bias"] += 2
+    others = zeros({"afeat_extractor.ast.layernorm.bias": [768], "vproj.weight": [768, 768], "transformer.OFF_tok": [1, 1, 768]})
+    ours = load_synchformer({"model": state | others}).state_dict()
+    unused = ["patch_embed.proj.weight", "patch_embed.proj.bias"]
+    assert sorted(ours) == sorted({name.removeprefix("vfeat_extractor.") for name in state} - set(unused))
+    assert (ours["blocks.11.timeattn.qkv.bias"] == 2).all() and (ours["blocks.10.timeattn.qkv.bias"] == 0).all()
+
+
+def test_a_synchformer_that_does_not_fit_is_explained():
+    state = zeros(parity_keys("synchformer_visual"))
+    del state["vfeat_extractor.spatial_attn_agg.cls_token"]
+    state["vfeat_extractor.temp_embed"] = torch.zeros(1, 4, 768)
+    state["vfeat_extractor.temporal_attn_agg.cls_token"] = torch.zeros(1, 1, 768)
+    with pytest.raises(ValueError) as error:
+        load_synchformer(state)
+    assert str(error.value) == (
+        "Synchformer checkpoint does not fit Synchformer: 1 missing (spatial_attn_agg.cls_token), 1 not known "
+        "(temporal_attn_agg.cls_token), 1 of another shape (temp_embed); take the file published with Synchformer or with MMAudio"
+    )
+    with pytest.raises(ValueError, match=r"none of its 1 names starts with vfeat_extractor\. \(audio\.weight\)"):
+        load_synchformer({"audio.weight": torch.zeros(1)})
 
 
 def test_a_checkpoint_that_does_not_fit_is_explained():
@@ -108,13 +140,3 @@ class NotATensor:
 
     epoch: int = 3
 
-
-def test_torch_files_may_hold_tensors_only(tmp_path):
-    torch.save({"weight": torch.ones(2), "step": 4}, tmp_path / "good.pt")
-    assert load_torch_file(tmp_path / "good.pt")["step"] == 4
-    torch.save({"trainer": NotATensor()}, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="bad.pt is refused: it holds more than tensors, or is no torch file"):
-        load_torch_file(tmp_path / "bad.pt")
-    (tmp_path / "text.pt").write_text("not found")
-    with pytest.raises(ValueError, match="text.pt is refused"):
-        load_torch_file(tmp_path / "text.pt")

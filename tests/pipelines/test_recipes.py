@@ -87,7 +87,7 @@ def test_preparation_follows_the_clip_format_unless_the_recipe_says_more():
         ("filters.min_motio=1", r"^filters.min_motio: no such key; did you mean min_motion\?$"),
         ("format.short_side=13", "^format: ClipFormat.short_side is 13"),
         ("shard_mb=big", "^shard_mb: input should be a valid integer.*'big'"),
-        ("shard_mb", "write it as key=value, for example filters.min_motion=0.001"),
+        ("shard_mb", "^override 'shard_mb': write it as key=value$"),
     ],
 )
 def test_mistakes_in_a_preparation_are_named(override, message):

@@ -1,0 +1,177 @@
+"""Single clips from shards to tensors, and the stacking of several: what a worker process does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data_prep.decoding import DecodedCache, Sample
+from data_prep.index import Entry, ShardError, ShardSet
+from data_prep.media import ClipError
+from data_prep.order import Place, mix
+
+Batch = dict[str, Any]
+Decode = Callable[..., Sample]
+TIMEOUT, CRASHED = "timeout", "crashed"
+"""Reasons of clips that cost a worker process."""
+
+_CONNECTIONS = 8
+_CROP = 0x43524F50  # keeps the keys of crops apart from those of the order
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """A clip that could not be read: where it lies, why, and the position that asked for it."""
+
+    url: str
+    shard: str
+    key: str
+    reason: str
+    position: int
+    message: str
+
+
+class Name(NamedTuple):
+    """What a clip is called, whatever the order of the shards."""
+
+    url: str
+    shard: str
+    key: str
+
+
+class Note:
+    """What a reader is busy with, in memory that another process may look into when this one hangs or is gone."""
+
+    SIZE = 5
+    """Numbers it takes: data set, shard, row, and since when the clip is being read and decoded."""
+
+    def __init__(self, memory: MutableSequence[float] | None = None):
+        self._memory = [0.0] * self.SIZE if memory is None else memory
+
+    def begin(self, place: Place) -> None:
+        """A clip is being read since now."""
+        self._memory[:3] = place
+        self._memory[3] = time.monotonic()
+
+    def decode(self) -> None:
+        """Its bytes are there; it is being decoded since now."""
+        self._memory[4] = time.monotonic()
+
+    def end(self) -> None:
+        """No clip is in work."""
+        self._memory[4] = 0.0  # first: it must never stand beside another clip
+        self._memory[3] = 0.0
+
+    @property
+    def place(self) -> Place | None:
+        """The clip in work."""
+        return Place(*map(int, self._memory[:3])) if self.reading else None
+
+    @property
+    def reading(self) -> float:
+        """Seconds (time.monotonic) since when the clip is in work; 0 where none is."""
+        return self._memory[3]
+
+    @property
+    def decoding(self) -> float:
+        """Seconds (time.monotonic) since when it is being decoded; 0 where it is not."""
+        return self._memory[4]
+
+
+@dataclass
+class ClipReader:
+    """Reads and decodes clips of several sets; `condemned` are those never to be decoded, with reason and message."""
+
+    sets: list[ShardSet]
+    decode: Decode
+    seed: int = 0
+    condemned: dict[Name, tuple[str, str]] = field(default_factory=dict)
+    cache: DecodedCache | None = None
+    note: Note = field(default_factory=Note)
+    _fetched: dict[Place, tuple[Entry, dict[str, bytes]] | Exception] = field(default_factory=dict, repr=False)
+
+    def fetch(self, places: Iterable[Place]) -> None:
+        """Read the bytes of the remote ones among these clips, several at once; `read` takes them from there."""
+        remote = [place for place in places if not self.sets[place.dataset].is_local and not (self.cache and self.cache.get(place))]
+        self._fetched = dict(zip(remote, _threads().map(self._outcome, remote), strict=True)) if remote else {}
+
+    def read(self, place: Place, position: int) -> Sample | BadClip:
+        """The sample, or what is wrong with the clip. Other errors are no fault of one clip and get out."""
+        shards, key = self.sets[place.dataset], ""
+        self.note.begin(place)
+        try:
+            entry = self._entry(place)
+            key = entry.key
+            if verdict := self.condemned.get(Name(shards.url, entry.shard, key)):
+                return BadClip(shards.url, entry.shard, key, verdict[0], position, verdict[1])
+            random = np.random.Generator(np.random.Philox(mix(self.seed, _CROP, position)))
+            return {"key": key, "position": position, **self._decode(place, entry, random)}
+        except (ShardError, ClipError) as error:
+            return BadClip(shards.url, shards.shards[place.shard].name, key, error.reason, position, str(error))
+        finally:
+            self.note.end()
+
+    def name(self, place: Place) -> Name:
+        """What the clip at `place` is called."""
+        shards = self.sets[place.dataset]
+        entry = shards.entry(place.shard, place.row)
+        return Name(shards.url, entry.shard, entry.key)
+
+    def _entry(self, place: Place) -> Entry:
+        fetched = self._fetched.get(place)
+        return fetched[0] if isinstance(fetched, tuple) else self.sets[place.dataset].entry(place.shard, place.row)
+
+    def _bytes(self, place: Place, entry: Entry) -> dict[str, bytes]:
+        fetched = self._fetched.pop(place, None)
+        if isinstance(fetched, Exception):
+            raise fetched
+        return fetched[1] if fetched else self.sets[place.dataset].read_entry(entry, getattr(self.decode, "members", None))
+
+    def _outcome(self, place: Place) -> tuple[Entry, dict[str, bytes]] | Exception:
+        try:
+            entry = self._entry(place)
+            return entry, self._bytes(place, entry)
+        except Exception as error:
+            return error  # raised by `read`, at its place among the clips
+
+    def _decode(self, place: Place, entry: Entry, random: np.random.Generator) -> Sample:
+        media = self.cache and self.cache.get(place)
+        raw = None if media is not None else self._bytes(place, entry)
+        self.note.decode()
+        if media is None and (self.cache is None or self.cache.full):
+            return self.decode(raw, entry, random)
+        if media is None:
+            media = self.decode.whole(raw, entry)
+            self.cache.add(place, media)
+        return self.decode.crop(media, entry, random)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """One pool per process, made when it is first needed: neither it nor the connections of its threads survive a fork."""
+    return ThreadPoolExecutor(_CONNECTIONS)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of equal names to one batch: tensors are stacked, whole numbers become int64 tensors, the rest stays a list."""
+    if not samples:
+        return {"key": []}
+    return {name: _collate_one(name, [sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _collate_one(name: str, values: list[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor):
+        if shapes := {tuple(value.shape) for value in values} - {tuple(values[0].shape)}:
+            raise ValueError(f"{name}: clips of one batch have shapes {tuple(values[0].shape)} and {min(shapes)}; fix them in the decoder "
+                             "(seconds, size) or take batches of one")  # fmt: skip
+        return torch.stack(values)
+    if name in ("position", "shard", "row"):
+        return torch.tensor(values, dtype=torch.int64)
+    return values

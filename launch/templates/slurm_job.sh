@@ -1,0 +1,40 @@
+#!/bin/bash
+@{directives}
+# Written by `foleyscale launch slurm`. It may be submitted again at any time, an array also in part: what is done is skipped.
+set -eEuo pipefail
+
+# The plain job id of one task of an array is that of the whole array: a task is named by two ids.
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+start=$((${SLURM_RESTART_COUNT:-0} + 1))
+
+tell() {
+    echo "$(date +%FT%T) ${HOSTNAME%%.*} job $job start $start: $1"
+}
+
+# Back into the queue, since a job that ends with an error takes all that wait for it along.
+# A job that was cancelled is no longer running, and stays cancelled.
+again() {
+    local status=$1 why=$2 answer
+    trap - ERR
+    for answer in @{answers}; do  # exit codes that another start would not change
+        if ((status == answer)); then tell "$why"; exit "$status"; fi
+    done
+    if ((start <= @{restarts})) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
+        tell "$why: back into the queue"
+        scontrol requeue "$job" && sleep 600  # until SLURM ends this start
+    fi
+    tell "$why: given up"
+    exit "$status"
+}
+trap 'again $? "exit code $?"' ERR
+trap 'again 124 "the time limit is near"' USR1
+
+tell "running"
+cd -- @{folder}
+@{setup}
+# In the background, because a shell minds signals only between commands; a step of its own, so that
+# running out of memory ends the step and not this script.
+srun --ntasks=1 --cpus-per-task=@{cpus} \
+    @{command} &
+wait $!
+tell "exit code 0"

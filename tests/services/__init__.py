@@ -1,0 +1,1 @@
+"""Real services on loopback that slow tests and benchmarks talk to."""
