@@ -6,7 +6,7 @@ EXTRAS := tests/models/encoders/test_clip.py tests/models/codecs/test_bigvgan.py
 # DeepSpeed must see torch while it builds, and must not compile its operators: none of them is used on a CPU.
 PIP := DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-slow lint clean
+.PHONY: venv demo test test-slow bench lint clean
 
 venv: $(VENV)/installed
 
@@ -36,8 +36,21 @@ $(VENV)/services: $(VENV)/installed
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; fi
 	@touch $@
 
+# Other libraries may ask for packages that ours must not have: they live in an environment of their own.
+BENCH := .venv-bench
+bench: $(BENCH)/installed
+	@for name in $(basename $(notdir $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)))); do \
+		OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.$$name || exit 1; done
+
+$(BENCH)/installed: setup.cfg constraints.txt
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	DS_BUILD_OPS=0 $(BENCH)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel packaging
+	DS_BUILD_OPS=0 $(BENCH)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[s3,bench]'
+	@touch $@
+
 lint: venv
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(BENCH) build *.egg-info

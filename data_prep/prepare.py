@@ -32,7 +32,7 @@ _ROWS_AT_ONCE = 1 << 16
 """Rows of the manifest held in memory: shards of as many are found in one walk over it."""
 _TELLING = 8
 """Rows of a shard from which on it is no accident that all of them fail for a reason outside the media."""
-_OUTSIDE = ("missing", "unreadable", "crashed", "error", "blocked", "network", "too_slow")
+_OUTSIDE = ("missing", "unreadable", "crashed", "memory", "error", "blocked", "network", "too_slow")
 
 
 class PrepareError(ValueError):

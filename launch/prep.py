@@ -27,7 +27,7 @@ def prep_shards(
     recipe: Annotated[str | None, typer.Option(help="Recipe whose clip format and `prepare` section hold.")] = None,
     task: Annotated[str, typer.Option(help="This task I of N, from 0, as I/N; auto asks SLURM, AWS Batch or Kubernetes.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    redo: Annotated[list[str] | None, typer.Option(help="Make shards again where clips failed for this reason; may be given again.")] = None,
+    redo: Annotated[list[str] | None, typer.Option(help="Make shards again where clips failed for this reason.")] = None,
 ):
     """Cut, transcode and filter the clips of a manifest into WebDataset shards with sidecars. Run again to resume."""
     part = _task(task)

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.manifest import ManifestRow, make_key, short_hash
 from data_prep.media import ClipError, probe
+from data_prep.urls import without_credentials
 
 VIDEO_EXTENSIONS = {
     "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv",
@@ -54,7 +55,7 @@ def read_folder(
     clip_seconds  cut files into consecutive clips of this length; a remainder is kept from `min_seconds` on.
     """
     _check(heldout, clip_seconds, min_seconds)
-    root, names = _video_names(os.fspath(root))
+    root, names = _video_names(without_credentials(os.fspath(root)))
     if not names:
         raise ValueError(f"{root}: no videos here; files named *.{', *.'.join(sorted(VIDEO_EXTENSIONS))} count as videos")
     wishes = [_Wish(name) for name in names] if csv is None else list(_read_csv(os.fspath(csv), names))

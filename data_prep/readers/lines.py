@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import fsspec
 
 from data_prep.readers.rejects import ReaderError
+from data_prep.urls import redacted
 
 
 def read_lines(url: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
@@ -18,14 +19,15 @@ def read_lines(url: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
     ReaderError where the file cannot be read to its end.
     """
     url = os.fspath(url)
+    shown = redacted(url)
     try:
         # A byte that is not UTF-8 spoils its own row, not the reading: `split_cells` refuses the row.
         with fsspec.open(url, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=None, compression="infer") as file:
             for number, line in enumerate(file, 1):
                 if not line.isspace():
-                    yield f"{url}:{number}", line.rstrip("\n")
+                    yield f"{shown}:{number}", line.rstrip("\n")
     except (OSError, EOFError, zlib.error) as error:
-        raise ReaderError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
+        raise ReaderError(f"{shown}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def split_cells(line: str, skip_space: bool = False) -> list[str]:

@@ -15,6 +15,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.readers.rejects import ReaderError
+from data_prep.urls import without_credentials
 
 PROBES = 256
 """Rows on which the patterns are tried: clips of one video stand side by side in some lists, and many a video is gone."""
@@ -85,7 +86,7 @@ class MediaLocator:
     def __init__(self, root: str | os.PathLike[str], patterns: Sequence[str]):
         if not patterns:
             raise ReaderError(f"{root}: no pattern to find media by; give one with --pattern, such as '{{id}}.mp4'")
-        root = os.fspath(root)
+        root = without_credentials(os.fspath(root))
         self._filesystem, path = fsspec.core.url_to_fs(root)
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         # Local roots become absolute: shards may be written from another working directory.

@@ -135,3 +135,9 @@ def test_without_media_the_source_is_the_address():
 def test_video_ids():
     assert is_video_id("---g-f_I2yQ") and youtube_url("---g-f_I2yQ").endswith("?v=---g-f_I2yQ")
     assert not any(map(is_video_id, ["", "---g-f_I2y", "---g-f_I2yQ1", "---g-f_I2y.", "---g-f_I2yQ\n", "---g-f_I2yä"]))
+
+
+def test_a_root_may_not_hold_credentials():
+    with pytest.raises(ValueError, match=r"s3://\*\*\*@bucket/videos: holds credentials") as error:
+        MediaLocator("s3://AKID:hidden@bucket/videos", ["{id}.mp4"])
+    assert "hidden" not in str(error.value)
