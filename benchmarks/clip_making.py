@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
-import av
-import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from benchmarks.common import alternate, machine, show
+from benchmarks.made_video import make_video
 from data_prep.encode import ClipFormat
 from data_prep.filters import FilterConfig
 from data_prep.manifest import ManifestRow, write_manifest
@@ -42,14 +40,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--media", type=Path, help="folder of videos of 10 s or more")
     parser.add_argument("--clips", type=int, default=60)
-    parser.add_argument("--ffmpeg", default=shutil.which("ffmpeg"), help="the program to compare with (Debian's, or imageio-ffmpeg's)")
+    parser.add_argument("--ffmpeg", default=get_ffmpeg_exe(), help="the program to compare with; imageio-ffmpeg's by default")
     options = parser.parse_args()
-    if not options.ffmpeg:
-        raise SystemExit("no ffmpeg program found: apt-get install ffmpeg, or name one with --ffmpeg")
     print(machine("av"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sources = sorted(options.media.glob("*.mp4")) if options.media else [make_source(folder / f"{i}.mp4", i) for i in range(6)]
+        sources = sorted(options.media.glob("*.mp4")) if options.media else [make_video(folder / f"{i}.mp4", i) for i in range(6)]
         rows = list(islice(clips_of(sources), options.clips))
         parts = [rows[number::ROUNDS] for number in range(ROUNDS)]
         peer, ours = Side(partial(by_processes, ffmpeg=options.ffmpeg), folder / "peer", parts), Side(prepare, folder / "ours", parts)
@@ -125,31 +121,6 @@ def steps(row: ManifestRow, folder: Path, ffmpeg: str) -> list[Path]:
     cut.unlink()
     scaled.unlink()
     return [video, audio]
-
-
-def make_source(path: Path, seed: int, seconds: int = 20) -> Path:
-    """A textured picture that the camera wanders over, with grain, and noise that swells."""
-    random = np.random.default_rng(seed)
-    luma = sum(np.kron(random.normal(0, 4 * cell**0.5, (720 // cell, 1280 // cell)), np.ones((cell, cell))) for cell in (2, 8, 16, 80))
-    world = np.clip(120 + luma, 0, 255).astype(np.uint8)
-    with av.open(str(path), "w") as target:
-        video, sound = target.add_stream("libx264", rate=30), target.add_stream("aac", rate=44100, layout="stereo")
-        video.width, video.height, video.options = 640, 360, {"preset": "veryfast", "crf": "23"}
-        for number in range(30 * seconds):
-            top, left = round(180 + 170 * np.sin(number / 70)), round(320 + 310 * np.sin(number / 110))
-            picture = np.full((540, 640), 128, np.uint8)
-            picture[:360] = world[top : top + 360, left : left + 640] + random.integers(0, 4, (360, 640), np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, "yuv420p")
-            frame.pts, frame.time_base = number, Fraction(1, 30)
-            target.mux(video.encode(frame))
-        target.mux(video.encode())
-        swell = 0.2 * np.abs(np.sin(np.arange(44100 * seconds) / 30000))
-        noise = (random.normal(0, 0.3, (2, 44100 * seconds)) * swell).astype(np.float32)
-        frame = av.AudioFrame.from_ndarray(noise, "fltp", "stereo")
-        frame.sample_rate = 44100
-        target.mux(sound.encode(frame))
-        target.mux(sound.encode())
-    return path
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Decoded clips per second: the decoders on shard clips, and the stream against loading as MMAudio and Diff-Foley do it.
 
     pip install decord==0.6.0 torchcodec==0.13.0 webdataset
-    python -m benchmarks.stream_decoding VIDEO... [--clips 12] [--height 360] [--repeats 3]
+    python -m benchmarks.stream_decoding [VIDEO...] [--clips 12] [--height 360] [--repeats 3]
 
-VIDEO are any videos of ten seconds or more; of each the first ten seconds are used, as a shard clip (256 pixels, key
+VIDEO are any videos of ten seconds or more, made ones if none is given; of each the first ten seconds are used, as a shard clip (256 pixels, key
 frames every ten) and, for the loaders of full-size sources, as a 16:9 file of --height with key frames every 250, as downloaded ones
 have. All give 8 s as 224-pixel frames at 25 fps and sound at 16 kHz. One thread, one process.
 """
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import alternate, machine, show
+from benchmarks.made_video import make_video
 from data_prep.audio import resample
 from data_prep.backends import BACKENDS, backend
 from data_prep.decoding import ClipDecoder
@@ -36,14 +37,15 @@ SECONDS, FPS, SIDE, RATE = 8.0, 25, 224, 16000
 def main() -> None:
     """Make the clips, decode them in turns, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("videos", nargs="+", type=Path)
+    parser.add_argument("videos", nargs="*", type=Path)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--height", type=int, default=360)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        shards = write(Path(folder), arguments.videos, arguments.clips, arguments.height)
+        videos = arguments.videos or [make_video(Path(folder, f"{seed}.mp4"), seed, 10) for seed in range(3)]
+        shards = write(Path(folder), videos, arguments.clips, arguments.height)
         backends = {name: run for name in BACKENDS if (run := decoding(shards, name))}
         loaders = {f"foleyscale, {name}": training(shards, name, arguments.clips) for name in backends}
         sources = Path(folder) / "sources.tar"
