@@ -18,15 +18,16 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
+import av
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from benchmarks.common import alternate, machine, show
 from benchmarks.made_video import make_video
-from data_prep.encode import ClipFormat
 from data_prep.filters import FilterConfig
 from data_prep.manifest import ManifestRow, write_manifest
 from data_prep.prepare import prepare_shards
 from data_prep.settings import PrepareConfig
+from data_prep.transcoding.encode import ClipFormat
 
 WORKERS, ROUNDS, SECONDS, FORMAT = 2, 3, 10.0, ClipFormat()
 KEEP_ALL = FilterConfig(min_loudness=-121.0, max_silence=1.0, min_motion=0.0, max_offset=None)

@@ -3,9 +3,9 @@
     pip install decord==0.6.0 torchcodec==0.13.0 webdataset
     python -m benchmarks.stream_decoding [VIDEO...] [--clips 12] [--height 360] [--repeats 3]
 
-VIDEO are any videos of ten seconds or more, made ones if none is given; of each the first ten seconds are used, as a shard clip (256 pixels, key
-frames every ten) and, for the loaders of full-size sources, as a 16:9 file of --height with key frames every 250, as downloaded ones
-have. All give 8 s as 224-pixel frames at 25 fps and sound at 16 kHz. One thread, one process.
+VIDEO are any videos of ten seconds or more, made ones if none is given. Of each the first ten seconds are used, as a shard clip (256
+pixels, key frames every ten) and, for the loaders of full-size sources, as a 16:9 file of --height with key frames every 250, as
+downloaded ones have. All give 8 s as 224-pixel frames at 25 fps and sound at 16 kHz. One thread, one process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import torch
 from benchmarks.common import alternate, machine, show
 from benchmarks.made_video import make_video
 from data_prep.audio import resample
-from data_prep.backends import BACKENDS, backend
 from data_prep.decoding import ClipDecoder
 from data_prep.index import ShardSet, build_index
 from data_prep.media import ClipFormat, transcode
 from data_prep.shards import ShardWriter
 from data_prep.stream import ClipStream
+from data_prep.streaming.backends import BACKENDS, backend
 
 SECONDS, FPS, SIDE, RATE = 8.0, 25, 224, 16000
 

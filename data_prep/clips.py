@@ -14,13 +14,13 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from data_prep.download import Downloader
+from data_prep.downloads.download import Downloader
 from data_prep.filters import DROPPED, verdict
 from data_prep.limits import MEMORY_EXIT, limit_memory
 from data_prep.manifest import ManifestRow
 from data_prep.media import ClipError, transcode
+from data_prep.remote.urls import redacted
 from data_prep.settings import PrepareConfig
-from data_prep.urls import redacted
 
 _AHEAD = 4
 """Clips per worker under way or waiting to be written: bounds the memory, and a slow clip does not stop the others at once."""

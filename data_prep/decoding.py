@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.backends import backend
 from data_prep.frames import resize
 from data_prep.index import Entry, ShardError
 from data_prep.media import ClipError, decode_audio
+from data_prep.streaming.backends import backend
 
 Sample = dict[str, Any]
 _PCM_SCALE = 32768

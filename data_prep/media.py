@@ -15,10 +15,10 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from data_prep.container import ClipError, Losses, MediaInfo, Source, name_of, opened, origin, probe, readable, video_stream
-from data_prep.encode import ClipFormat, as_rgb, encode_audio, encode_flac, encode_video, pcm16
-from data_prep.fingerprint import fingerprint
-from data_prep.timeline import Painter, mono, pictures, sound
+from data_prep.transcoding.container import ClipError, Losses, MediaInfo, Source, name_of, opened, origin, probe, readable, video_stream
+from data_prep.transcoding.encode import ClipFormat, as_rgb, encode_audio, encode_flac, encode_video, pcm16
+from data_prep.transcoding.fingerprint import fingerprint
+from data_prep.transcoding.timeline import Painter, mono, pictures, sound
 
 __all__ = [
     "ClipError", "ClipFormat", "EncodedClip", "MediaInfo",
@@ -62,7 +62,7 @@ class EncodedClip:
     lost: float
     """Share of the clip's time whose picture or sound could not be decoded."""
     fingerprint: bytes
-    """See data_prep.fingerprint."""
+    """See data_prep.transcoding.fingerprint."""
     source_fps: float
     """Average frame rate of the source."""
     source_side: int

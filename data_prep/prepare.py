@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.clips import Outcome, make_clips
-from data_prep.download import Downloader
+from data_prep.downloads.download import Downloader
 from data_prep.index import ShardSet, build_index
 from data_prep.layout import SETTINGS_FILE
 from data_prep.manifest import Manifest, ManifestRow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_prep.download import DownloadConfig
-from data_prep.encode import ClipFormat
+from data_prep.downloads.download import DownloadConfig
 from data_prep.filters import FilterConfig
+from data_prep.transcoding.encode import ClipFormat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from data_prep.ranges import Range, cut, merged
-from data_prep.urls import redacted, without_credentials
+from data_prep.remote.ranges import Range, cut, merged
+from data_prep.remote.urls import redacted, without_credentials
 
 _TRIES = 5
 _FIRST_WAIT = 0.5

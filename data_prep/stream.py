@@ -15,10 +15,10 @@ import numpy as np
 
 from data_prep.decoding import DecodedCache, Sample
 from data_prep.index import ShardError, ShardSet
-from data_prep.loading import load
 from data_prep.order import ORDER_VERSION, Order, Place
-from data_prep.quarantine import Quarantine
-from data_prep.reading import BadClip, Batch, ClipReader, Decode, collate
+from data_prep.streaming.loading import load
+from data_prep.streaming.quarantine import Quarantine
+from data_prep.streaming.reading import BadClip, Batch, ClipReader, Decode, collate
 
 __all__ = ["BadClip", "Batch", "ClipStream", "collate", "one_pass"]
 

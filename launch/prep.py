@@ -55,7 +55,7 @@ def prep_verify(
     manifest: Annotated[str | None, typer.Option(help="The manifest: names rows that are missing or foreign.")] = None,
 ):
     """Read every byte and compare with sidecars, index and manifest; exits 1 if anything is wrong."""
-    from data_prep.verify import verify
+    from data_prep.verification.verify import verify
 
     problems = 0
     with progress("shards") as advance:
@@ -73,7 +73,7 @@ def prep_stats(
     json: Annotated[bool, typer.Option("--json", help="As JSON, with all labels.")] = False,
 ):
     """What was kept, dropped and failed and why, lengths, labels, measurements."""
-    from data_prep.statistics import statistics, text_tables
+    from data_prep.reports.statistics import statistics, text_tables
 
     with progress("shards") as advance:
         found = statistics(out, advance)
@@ -85,7 +85,7 @@ def prep_stats(
         for title, header, rows in text_tables(found):
             _print_table(title, header, rows)
     if chart:
-        from data_prep.chart import write_chart
+        from data_prep.reports.chart import write_chart
 
         write_chart(found, chart)
         typer.echo(f"picture: {chart}", err=True)
@@ -105,8 +105,8 @@ def prep_subset(
     max_seconds: Annotated[float | None, typer.Option(help="Longest clip.")] = None,
 ):
     """Choose from finished shards by other thresholds, without touching media: the tars stay where they are."""
-    from data_prep.selection import Selection, read_keys
-    from data_prep.subset import filters_of, make_subset
+    from data_prep.subsets.selection import Selection, read_keys
+    from data_prep.subsets.subset import filters_of, make_subset
     from pipelines.recipes import change
 
     filters = change(filters_of(shards), bounds) if bounds else None

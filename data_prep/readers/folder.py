@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.manifest import ManifestRow, make_key, short_hash
 from data_prep.media import ClipError, probe
-from data_prep.urls import without_credentials
+from data_prep.remote.urls import without_credentials
 
 VIDEO_EXTENSIONS = {
     "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import fsspec
 
 from data_prep.readers.rejects import ReaderError
-from data_prep.urls import redacted
+from data_prep.remote.urls import redacted
 
 
 def read_lines(url: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.readers.rejects import ReaderError
-from data_prep.urls import without_credentials
+from data_prep.remote.urls import without_credentials
 
 PROBES = 256
 """Rows on which the patterns are tried: clips of one video stand side by side in some lists, and many a video is gone."""

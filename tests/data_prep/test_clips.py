@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep.clips import make_clip, make_clips
-from data_prep.download import DownloadConfig
+from data_prep.downloads.download import DownloadConfig
 from data_prep.filters import FilterConfig
 from data_prep.limits import MEMORY_EXIT
 from data_prep.manifest import ManifestRow

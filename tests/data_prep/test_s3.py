@@ -21,16 +21,16 @@ import s3fs
 
 from data_prep import storage
 from data_prep.decoding import ClipDecoder
-from data_prep.encode import ClipFormat
 from data_prep.index import ShardSet, build_index
 from data_prep.manifest import ManifestRow, write_manifest
 from data_prep.prepare import index_shards, prepare_shards
-from data_prep.remote_file import RemoteFile
+from data_prep.remote.remote_file import RemoteFile
 from data_prep.settings import PrepareConfig
 from data_prep.shards import ShardWriter
 from data_prep.storage import Folder
 from data_prep.stream import ClipStream
-from data_prep.verify import verify
+from data_prep.transcoding.encode import ClipFormat
+from data_prep.verification.verify import verify
 from tests.fixtures.made_media import write_media
 from tests.services.fault_proxy import Fault, FaultProxy
 from tests.services.s3_server import s3_server
@@ -163,7 +163,7 @@ def collection(tmp_path_factory, server):
 PREPARE = """
 import sys
 from data_prep import storage
-from data_prep.encode import ClipFormat
+from data_prep.transcoding.encode import ClipFormat
 from data_prep.prepare import prepare_shards
 from data_prep.settings import PrepareConfig
 

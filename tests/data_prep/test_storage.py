@@ -18,7 +18,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data_prep import storage
-from data_prep.ranges import GAP, LARGEST
+from data_prep.remote.ranges import GAP, LARGEST
 from data_prep.storage import Folder, StagedFile
 
 DATA = bytes(range(256)) * 40

@@ -1,0 +1,1 @@
+"""Source videos from web sites."""

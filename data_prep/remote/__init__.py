@@ -1,0 +1,1 @@
+"""Reading stores over a network."""

@@ -1,0 +1,1 @@
+"""What a folder of shards holds, in figures and as a picture."""

@@ -1,0 +1,1 @@
+"""What the stream is made of: reading, decoding, worker processes, quarantine."""

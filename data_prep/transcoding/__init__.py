@@ -1,0 +1,1 @@
+"""From any media file to the clip of a shard."""
