@@ -106,7 +106,7 @@ def write_still(path):
     with av.open(str(path), "w") as target:
         video = target.add_stream("libx264", rate=25, width=320, height=180)
         sound = target.add_stream("pcm_s16le", rate=8000, layout="mono")
-        video.bit_rate, video.options = 60_000, {"g": "25", "preset": "veryfast"}
+        video.bit_rate, video.options = 120_000, {"g": "25", "preset": "veryfast"}
         for number in range(75):
             picture.pts = number
             target.mux(video.encode(picture))
@@ -122,7 +122,7 @@ def test_dropped_clips_are_measured_as_kept_ones_are(tmp_path):
     plain, still, silent = write_media(tmp_path / "a.mkv"), write_still(tmp_path / "still.mkv"), write_media(tmp_path / "s.mkv", volume=0.0)
     kept, *dropped = (make_clip(row(source), PrepareConfig(format=FORMAT)) for source in (plain, still, silent))
     assert (kept.status, [outcome.reason for outcome in dropped]) == ("ok", ["still", "silent"])
-    assert 0 < dropped[0].columns["motion"] < 0.0005 < kept.columns["motion"]
+    assert 0 < dropped[0].columns["motion"] < 0.0002 < kept.columns["motion"]
     for outcome in (kept, *dropped):
         assert outcome.columns.keys() - {"message"} == CLIP_COLUMNS.keys() - {"message"} and outcome.columns.keys() >= MEASURED
     assert all(not outcome.members for outcome in dropped)
