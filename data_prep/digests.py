@@ -26,10 +26,11 @@ def key_digest(key: str) -> bytes:
 
 def keys_digest(keys: Iterable[str]) -> str:
     """The sum of the keys' digests modulo 2^128, as hexadecimal: equal for equal multisets, in any order."""
-    return _hex(sum(int.from_bytes(key_digest(key), "big") for key in keys))
+    return hex_digest(sum(int.from_bytes(key_digest(key), "big") for key in keys))
 
 
-def _hex(total: int) -> str:
+def hex_digest(total: int) -> str:
+    """A sum of key digests as hexadecimal."""
     return f"{total % (1 << 8 * _BYTES):0{2 * _BYTES}x}"
 
 
@@ -57,7 +58,7 @@ class KeyLedger:
     @property
     def digest(self) -> str:
         """`keys_digest` of the keys so far."""
-        return _hex(self._sum)
+        return hex_digest(self._sum)
 
     def add(self, key: str) -> None:
         """Note a key."""

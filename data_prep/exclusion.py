@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -12,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from data_prep.manifest import Manifest, ManifestRow
-from data_prep.readers.lines import read_lines
+from data_prep.readers.lines import read_json_list, read_lines
 from data_prep.readers.locate import is_video_id
 from data_prep.readers.rejects import ReaderError
+from data_prep.remote.urls import redacted
 
 EVALUATION_SPLITS = frozenset({"test", "eval", "evaluation", "val", "valid", "validation", "heldout"})
 _ALL = ":all"
@@ -98,6 +97,11 @@ class ExcludedVideos:
                 found[index].append(videos.name)
         return found
 
+    @property
+    def dropped(self) -> int:
+        """Clips dropped so far."""
+        return self._dropped.total()
+
     def report(self) -> str:
         """One line for the user: how many were dropped, by which list (some by several) and of which data set."""
         lists = ", ".join(f"{name} {count:,}" for name, count in self._by_list.items()) or "no list given"
@@ -133,9 +137,9 @@ def _read(source: str) -> _Videos:
     digests = np.unique(np.fromiter(map(_digest, names), np.uint64))
     if not len(digests):
         splits = ", ".join(sorted(EVALUATION_SPLITS))
-        remedy = "" if whole else f": it has no row of an evaluation split ({splits}); {url}{_ALL} takes all its rows"
-        raise ReaderError(f"{url}: no videos to exclude{remedy}")
-    return _Videos(url.rpartition("/")[2], digests, whole)
+        remedy = "" if whole else f": it has no row of an evaluation split ({splits}); {redacted(url)}{_ALL} takes all its rows"
+        raise ReaderError(f"{redacted(url)}: no videos to exclude{remedy}")
+    return _Videos(redacted(url).rpartition("/")[2], digests, whole)
 
 
 def _manifest_names(url: str, whole: bool) -> Iterator[str]:
@@ -154,15 +158,8 @@ def _sure_names(row: ManifestRow) -> Iterator[str]:
 
 
 def _json_names(url: str) -> Iterator[str]:
-    try:
-        with fsspec.open(url, "rb", compression="infer") as file:
-            items = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ReaderError(f"{url}: cannot be read as JSON: {error}") from error
-    if not isinstance(items, list):
-        raise ReaderError(f"{url}: holds no list; vggss.json is a list of objects with file, class and bbox")
-    for number, item in enumerate(items):
-        yield _required_id(f"{url}[{number}]", item.get("file") if isinstance(item, dict) else item)
+    for where, item in read_json_list(url, "ids, or of objects with file, as vggss.json is"):
+        yield _required_id(where, item.get("file") if isinstance(item, dict) else item)
 
 
 def _line_names(url: str, whole: bool) -> Iterator[str]:

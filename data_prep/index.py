@@ -231,7 +231,12 @@ class ShardSet:
 
     def _read_layer(self, entry: Entry, layer: int, names: list[str]) -> dict[str, bytes]:
         members = [entry.members[name] for name in names]
-        contents = self._tar(layer, entry.shard).read_all([(member.offset, member.offset + member.size) for member in members])
+        try:
+            contents = self._tar(layer, entry.shard).read_all([(member.offset, member.offset + member.size) for member in members])
+        except OSError as error:
+            if not self._layers[layer].tars.is_local:
+                raise  # the store is gone, not this clip
+            raise self._error(entry, layer, "unreadable", f"cannot be read: {error.strerror}") from error
         for name, member, data in zip(names, members, contents, strict=True):
             if len(data) < member.size:
                 raise self._error(entry, layer, "truncated", f"ends after {len(data)} of the {member.size} bytes of {name}")

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -161,8 +161,8 @@ class Manifest:
     def __enter__(self) -> Manifest:
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(_local_copy(*_locate(self.url)))
-                self._file = stack.enter_context(pq.ParquetFile(path))
+                copy = stack.enter_context(_local_copy(*_locate(self.url)))
+                self._file = stack.enter_context(pq.ParquetFile(copy))
             except FileNotFoundError as error:
                 raise ValueError(f"{self.url}: no such manifest") from error
             except pa.ArrowInvalid as error:
@@ -222,18 +222,16 @@ def _locate(url: str) -> tuple[Folder, str]:
 
 
 @contextmanager
-def _local_copy(folder: Folder, name: str) -> Iterator[str]:
-    """The path of the file, or of a copy on this machine."""
+def _local_copy(folder: Folder, name: str) -> Iterator[str | BinaryIO]:
+    """The path of the file, or a copy on this machine, which has no name: it goes with the process, however that ends."""
     if folder.is_local:
         yield folder.path(name)
         return
-    if (size := folder.sizes().get(name)) is None:
-        raise FileNotFoundError(name)
-    with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:
+    size = folder.size(name)
+    with tempfile.TemporaryFile() as copy:
         for start in range(0, size, _PIECE):
             copy.write(folder.read_range(name, start, min(start + _PIECE, size)))
-        copy.flush()
-        yield copy.name
+        yield copy
 
 
 def _to_rows(table: pa.Table) -> list[ManifestRow]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.digests import ContentHash, keys_digest
+from data_prep.digests import ContentHash, hex_digest, keys_digest
 from data_prep.manifest import Manifest
 from data_prep.order import mix, permute
 
@@ -48,6 +49,7 @@ class Survey:
     """Names of the splits, sorted."""
     _codes: np.ndarray = field(repr=False)
     """(rows,) uint8: which of `splits` each row is in."""
+    _known_ends: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Survey:
@@ -63,22 +65,29 @@ class Survey:
         order = sorted(names)
         place = np.array([order.index(name) for name in names], np.uint8)
         codes = place[np.concatenate(codes)] if codes else np.zeros(0, np.uint8)
-        return cls(len(codes), contents.hexdigest(), f"{keys % 2**128:032x}", seconds / known if known else None, order, codes)
+        return cls(len(codes), contents.hexdigest(), hex_digest(keys), seconds / known if known else None, order, codes)
 
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Rows of each split."""
-        return dict(zip(self.splits, np.bincount(self._codes, minlength=len(self.splits)).tolist(), strict=True))
+        return {split: int(self._ends(code)[-1]) for code, split in enumerate(self.splits)}
+
+    def _ends(self, code: int) -> np.ndarray:
+        """Rows of a split up to the end of each block of rows."""
+        if code not in self._known_ends:
+            starts = range(0, len(self._codes), _BLOCK)
+            self._known_ends[code] = np.cumsum([np.count_nonzero(self._codes[start : start + _BLOCK] == code) for start in starts])
+        return self._known_ends[code]
 
     def numbers(self, split: str, ordinals: np.ndarray) -> np.ndarray:
         """Row numbers of the given rows of a split, counted within it from 0."""
         code = self.splits.index(split)
-        blocks = [np.count_nonzero(self._codes[start : start + _BLOCK] == code) for start in range(0, len(self._codes), _BLOCK)]
-        ends, found = np.cumsum(blocks), np.empty(len(ordinals), np.int64)
+        ends, found = self._ends(code), np.empty(len(ordinals), np.int64)
         block = np.searchsorted(ends, ordinals, side="right")
         for index in np.unique(block).tolist():
             inside = np.flatnonzero(self._codes[index * _BLOCK : (index + 1) * _BLOCK] == code)
             here = block == index
-            found[here] = index * _BLOCK + inside[ordinals[here] - (ends[index] - blocks[index])]
+            found[here] = index * _BLOCK + inside[ordinals[here] - (ends[index - 1] if index else 0)]
         return found
 
 
@@ -106,7 +115,7 @@ def rows_of(plan: ShardPlan, survey: Survey, seed: int) -> np.ndarray:
 
     No random generator is asked, whose stream might be another in the next release.
     """
-    size, key = survey.counts()[plan.split], mix(seed, _DEAL, *plan.split.encode())
+    size, key = survey.counts[plan.split], mix(seed, _DEAL, *plan.split.encode())
     ordinals = np.array([permute(place, size, key) for place in range(plan.first, plan.last)], np.int64)
     return survey.numbers(plan.split, ordinals)
 

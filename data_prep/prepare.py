@@ -17,7 +17,7 @@ import numpy as np
 from data_prep.clips import Outcome, make_clips
 from data_prep.downloads.download import Downloader
 from data_prep.index import ShardSet, build_index
-from data_prep.layout import SETTINGS_FILE
+from data_prep.layout import SETTINGS_FILE, read_json
 from data_prep.manifest import Manifest, ManifestRow
 from data_prep.media import ClipFormat
 from data_prep.plan import ShardPlan, Survey, plan_shards, rows_of, walks
@@ -32,7 +32,9 @@ _ROWS_AT_ONCE = 1 << 16
 """Rows of the manifest held in memory: shards of as many are found in one walk over it."""
 _TELLING = 8
 """Rows of a shard from which on it is no accident that all of them fail for a reason outside the media."""
-_OUTSIDE = ("missing", "unreadable", "crashed", "memory", "error", "blocked", "network", "too_slow")
+_OUTSIDE = ("missing", "unreadable", "timeout", "crashed", "memory", "error", "blocked", "network", "too_slow")
+
+_FAILURES = (*_OUTSIDE, "undecodable", "no_video", "too_large", "private", "removed", "restricted", "unavailable", "not_media")
 
 
 class PrepareError(ValueError):
@@ -53,13 +55,16 @@ class Summary:
     """Clips that a filter dropped."""
     failed: int
     """Clips that could not be made."""
+    worse: int
+    """Shards that were to be made again and would have lost clips: the old ones stay."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Reason -> clips dropped or failed."""
 
     def __str__(self):
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
         clips = f"{self.ok} kept, {self.dropped} dropped, {self.failed} failed" + (f" ({reasons})" if reasons else "")
-        return f"{self.shards} shards written, {self.skipped} there already; clips: {clips}"
+        worse = f"; {self.worse} left as they were, because clips of theirs could not be made again" if self.worse else ""
+        return f"{self.shards} shards written, {self.skipped} there already{worse}; clips: {clips}"
 
 
 def prepare_shards(
@@ -78,6 +83,8 @@ def prepare_shards(
     rows to do). PrepareError where the folder holds shards of other settings.
     """
     index, count = task
+    if unknown := set(redo) - set(_FAILURES):
+        raise ValueError(f"redo: no clip fails for {min(unknown)!r}; choose from {', '.join(_FAILURES)}")
     if not 0 <= index < count or workers < 1:
         raise ValueError(f"prepare_shards: task is {task}, workers {workers}: need task (i, n) with 0 <= i < n, and workers >= 1")
     folder = Folder(out_url)
@@ -86,22 +93,22 @@ def prepare_shards(
     with Manifest(manifest_url) as manifest:
         survey = Survey.of(manifest)
         rows_per_shard = settings.rows_per_shard or _rows_per_shard(survey.mean_seconds, settings)
-        plans = plan_shards(survey.counts(), rows_per_shard)
+        plans = plan_shards(survey.counts, rows_per_shard)
         _claim(folder, _record(survey, settings, rows_per_shard, len(plans)))
         present, mine = folder.sizes(), plans[index::count]
         todo = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present or _failed(folder, plan, redo)]
-        counts = _write_shards(folder, _rows(manifest, survey, todo, settings.seed), todo, settings, workers, progress)
+        counts, worse = _write_shards(folder, _rows(manifest, survey, todo, settings.seed), todo, settings, workers, progress)
     if count == 1:
         index_shards(folder.url)
     reasons = {reason: number for (_, reason), number in counts.most_common() if reason}
     totals = {status: sum(number for (kind, _), number in counts.items() if kind == status) for status in ("ok", "dropped", "failed")}
-    return Summary(len(todo), len(mine) - len(todo), **totals, reasons=reasons)
+    return Summary(len(todo) - worse, len(mine) - len(todo), **totals, worse=worse, reasons=reasons)
 
 
 def index_shards(out_url: str | os.PathLike[str]) -> ShardSet:
     """Write the index of a folder whose tasks are all done; an error names the shards that are missing."""
     try:
-        settings = json.loads(Folder(out_url).read(SETTINGS_FILE))
+        settings = read_json(Folder(out_url), SETTINGS_FILE)
     except FileNotFoundError:
         raise PrepareError(f"{out_url}: no {SETTINGS_FILE} here; make shards with `foleyscale prep shards` first") from None
     return build_index(out_url, settings, expected=settings["shards"])
@@ -129,13 +136,14 @@ def _record(survey: Survey, settings: PrepareConfig, rows_per_shard: int, shards
 def _claim(folder: Folder, record: dict[str, Any]) -> None:
     """Leave the settings in the folder, or compare with those that are there: shards of two settings must not mix."""
     try:
-        known = json.loads(folder.read(SETTINGS_FILE))
+        known = read_json(folder, SETTINGS_FILE)
     except FileNotFoundError:
         folder.write(SETTINGS_FILE, json.dumps(record, indent=1).encode() + b"\n")
         return
     old, new = _flat(known), _flat(record)
     if changed := [f"{name} {old.get(name)} (now {new.get(name)})" for name in old | new if old.get(name) != new.get(name)]:
-        raise PrepareError(f"{folder.url} holds shards made with {', '.join(changed)}: choose another folder, or the same settings")
+        remedy = f"choose another folder or the same settings, or delete {SETTINGS_FILE} where there are no shards yet"
+        raise PrepareError(f"{folder.url} holds shards made with {', '.join(changed)}: {remedy}")
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -158,31 +166,49 @@ def _write_shards(
     settings: PrepareConfig,
     workers: int,
     progress: Progress | None,
-) -> Counter[tuple[str, str | None]]:
+) -> tuple[Counter[tuple[str, str | None]], int]:
+    """Clips by status and reason, and how many shards were left as they were."""
     counts: Counter[tuple[str, str | None]] = Counter()
-    total = sum(map(len, plans))
+    total, worse = sum(map(len, plans)), len(plans)
     # One stream through all shards: the clips of the next are under way while one is completed.
     with contextlib.closing(make_clips(rows, settings, workers)) as outcomes:
         for plan in plans:
-            with ShardWriter(folder.url, plan.number, plan.split) as writer:
-                told: Counter[tuple[str, str | None]] = Counter()
+            with contextlib.suppress(_Worse), ShardWriter(folder.url, plan.number, plan.split) as writer:
+                told, good = Counter[tuple[str, str | None]](), set[str]()
                 for row, outcome in islice(outcomes, len(plan)):
                     _put(writer, row, outcome)
                     told[outcome.status, outcome.reason] += 1
+                    good |= {row.key} if outcome.status == "ok" else set()
                     if progress:
                         progress(counts.total() + told.total(), total)
                 _check_shard(folder, plan, told, outcome)
+                if _good_keys(folder, plan) - good:
+                    raise _Worse
+                worse -= 1
             counts += told
-    return counts
+    return counts, worse
+
+
+class _Worse(Exception):
+    """A shard that is there has clips that could not be made now."""
 
 
 def _failed(folder: Folder, plan: ShardPlan, reasons: Collection[str]) -> bool:
     """Whether clips of a shard that is there failed for one of the reasons."""
-    if not reasons:
-        return False
+    return bool(reasons) and any(status == "failed" and reason in reasons for _, status, reason in _fates(folder, plan))
+
+
+def _good_keys(folder: Folder, plan: ShardPlan) -> set[str]:
+    """Keys of the clips in a shard that is there, none where it is not."""
+    try:
+        return {key for key, status, _ in _fates(folder, plan) if status == "ok"}
+    except FileNotFoundError:
+        return set()
+
+
+def _fates(folder: Folder, plan: ShardPlan) -> Iterator[tuple[str, str, str | None]]:
     table = read_sidecar(folder, shard_name(plan.number))
-    failed = zip(table["status"].to_pylist(), table["reason"].to_pylist(), strict=True)
-    return any(status == "failed" and reason in reasons for status, reason in failed)
+    return zip(*(table[name].to_pylist() for name in ("key", "status", "reason")), strict=True)
 
 
 def _put(writer: ShardWriter, row: ManifestRow, outcome: Outcome) -> None:
@@ -196,4 +222,7 @@ def _check_shard(folder: Folder, plan: ShardPlan, told: Counter[tuple[str, str |
     """Refuse to write a shard of nothing but outside failures: a mistyped root or a disk that went away is to be mended, not recorded."""
     if len(plan) >= _TELLING and all(status == "failed" and reason in _OUTSIDE for status, reason in told):
         where = f"{folder.url}/{shard_name(plan.number)}"
-        raise PrepareError(f"{where}: none of its {len(plan)} clips could be made, the last because of: {last.columns['message']}")
+        raise PrepareError(
+            f"{where}: none of its {len(plan)} clips could be made, the last because of: {last.columns['message']}. Mend the cause "
+            "(media_root, credentials, network) and run again, or take these rows out of the manifest"
+        )

@@ -131,6 +131,10 @@ class ShardWriter:
                 self._folder.remove(name)
         self._tar.publish()
         self._folder.write(name, sidecar)
+        if not self._tar.stands():
+            # Another task made the shard in between, and its clips fared differently: this sidecar must not stand beside that tar.
+            self._folder.remove(name)
+            raise OSError(f"{self._folder.url}/{self.name}: another task wrote it at the same time with other outcomes; run again")
 
     def _sidecar(self) -> bytes:
         extra = {name for row in self._rows for name in row} - CORE_COLUMNS.keys()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.shards import CORE_COLUMNS
-from data_prep.storage import Folder, parse_parquet
+from data_prep.storage import Folder, parse_parquet, read_descriptor
 
 
 class ShardError(RuntimeError):
@@ -107,11 +107,7 @@ class TarRanges:
         """Bytes [start, stop), fewer where the file ends before."""
         if self._descriptor is None:
             return self._folder.read_range(self._name, start, stop)
-        parts = []
-        while start < stop and (part := os.pread(self._descriptor, stop - start, start)):
-            parts.append(part)
-            start += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return read_descriptor(self._descriptor, start, stop)
 
     def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Several ranges of one clip: they lie side by side, so one request takes them all where the file is remote."""

@@ -22,6 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from data_prep.remote.ranges import Range, cut, merged
 from data_prep.remote.urls import redacted, without_credentials
 
+_ORPHANED = 3600.0
+"""Seconds since it was last written after which a temporary file may be a killed writer's."""
 _TRIES = 5
 _FIRST_WAIT = 0.5
 _SILENCE = 60.0
@@ -152,7 +154,7 @@ class StagedFile:
         _remove_orphans(parent, self._name)
         while True:
             self._temporary = parent / f".{self._name}.{uuid.uuid4().hex}.tmp"
-            self.file = open(self._temporary, "xb", buffering=1 << 20)
+            self.file = open(self._temporary, "x+b", buffering=1 << 20)
             with contextlib.suppress(OSError):  # some network file systems have no locks: there orphans stay until removed by hand
                 fcntl.flock(self.file, fcntl.LOCK_EX)
             if self._temporary.exists():
@@ -179,15 +181,34 @@ class StagedFile:
         finally:
             os.close(directory)
 
+    def stands(self) -> bool:
+        """Whether the final name holds what was published, and not other contents that another task has put there since.
+
+        Locally to the byte; in an object store by size.
+        """
+        if not self._folder.is_local:
+            return self._folder.size(self._name) == os.fstat(self.file.fileno()).st_size
+        with open(self._folder.path(self._name), "rb") as there:
+            if os.path.samestat(os.fstat(there.fileno()), os.fstat(self.file.fileno())):
+                return True
+            self.file.seek(0)
+            pieces = iter(lambda: self.file.read(_PART), b"")
+            return all(piece == there.read(len(piece)) for piece in pieces) and not there.read(1)
+
     def __exit__(self, *_: object) -> None:
         self.file.close()
         self._temporary.unlink(missing_ok=True)
 
 
 def _remove_orphans(parent: Path, name: str) -> None:
-    """Delete the temporary files of killed writers: a living writer holds the lock on its own."""
+    """Delete the temporary files of killed writers: a living writer holds the lock on its own.
+
+    Some cluster file systems keep locks within a machine: there only its age tells a file from that of a writer elsewhere.
+    """
     for path in parent.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError), open(path, "r+b") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime < _ORPHANED:
+                continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 
@@ -203,7 +224,7 @@ def read_descriptor(descriptor: int, start: int, stop: int) -> bytes:
     while start < stop and (part := os.pread(descriptor, stop - start, start)):
         parts.append(part)
         start += len(part)
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)  # joining copies
 
 
 def remote_size(url: str, path: str) -> int:
@@ -212,6 +233,14 @@ def remote_size(url: str, path: str) -> int:
     if size is None:
         raise OSError(f"{redacted(url)}: the server does not tell how long it is; download it first")
     return size
+
+
+def is_remote_file(url: str, path: str) -> bool:
+    """Whether there is a file at `path`; an OSError where the store does not tell, where fsspec's `exists` would say no."""
+    try:
+        return _retry(lambda: _call(url, "info", path)["type"]) == "file"
+    except FileNotFoundError:
+        return False
 
 
 def read_remote(url: str, ranges: Sequence[Range]) -> list[bytes]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from data_prep.remote.urls import redacted
 from launch.launchers import launch
 from launch.prep import prep
 
@@ -103,7 +104,7 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FOLEYSCALE_DEBUG"):
             raise
-        typer.echo(f"foleyscale: {error}", err=True)
+        typer.echo(f"foleyscale: {redacted(str(error))}", err=True)
         sys.exit(2)
 
 

@@ -143,7 +143,10 @@ def _write(rows, out: str, exclude: list[str] | None = None, rejects=None) -> No
 
     repeated: list[str] = []
     guard = ExcludedVideos.read(exclude) if exclude else None
-    count = write_manifest(guard.apply(rows) if guard else rows, out, lambda row: repeated.append(row.key))
+    try:
+        count = write_manifest(guard.apply(rows) if guard else rows, out, lambda row: repeated.append(row.key))
+    except ValueError as error:
+        raise ValueError(f"{error}; {guard.report()}" if guard and guard.dropped else error) from error
     typer.echo(f"{out}: {count:,} clips")
     if rejects and rejects.rejected:
         typer.echo("\n".join([str(rejects), *rejects.lines[3:]]), err=True)

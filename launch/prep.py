@@ -11,7 +11,7 @@ from launch import manifests
 from launch.progress import progress
 from launch.tasks import task_from_environment
 
-prep = typer.Typer(help="Prepare clips: manifest, shards, index.", no_args_is_help=True)
+prep = typer.Typer(help="Prepare clips: manifest, shards, index, verify, stats, subset.", no_args_is_help=True)
 prep.add_typer(manifests.manifest, name="manifest")
 
 Out = Annotated[str, typer.Argument(metavar="SHARDS", help="Folder or fsspec URL of the shards.")]

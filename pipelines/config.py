@@ -93,7 +93,7 @@ class StreamConfig:
     window: int = 16
     """Shards that are shuffled together: larger mixes further, smaller reads closer to sequentially."""
     cache_gb: float = 0.0
-    """Memory for decoded clips per process: worth it when the whole set fits, as in the demo."""
+    """Memory for decoded clips per process: worth it when the whole set fits, as in the demo. Each worker keeps its own part."""
     max_bad_share: float = 0.01
     """Stop when more than this share of the clips cannot be read."""
     clip_timeout: float = 60.0

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 
 from data_prep.readers.rejects import ReaderError
 from data_prep.remote.urls import redacted
+
+
+def read_json_list(url: str | os.PathLike[str], holds: str) -> Iterator[tuple[str, Any]]:
+    """(where, item) of every item of a JSON list, where = "file.json[17]"; ReaderError, saying what the list `holds`, where it is none."""
+    url, shown = os.fspath(url), redacted(os.fspath(url))
+    try:
+        with fsspec.open(url, "rb", compression="infer") as file:
+            items = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ReaderError(f"{shown}: cannot be read as JSON: {error}") from error
+    if not isinstance(items, list):
+        raise ReaderError(f"{shown}: holds no list; it is to be a list of {holds}")
+    return ((f"{shown}[{number}]", item) for number, item in enumerate(items))
 
 
 def read_lines(url: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:

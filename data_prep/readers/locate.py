@@ -16,12 +16,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.readers.rejects import ReaderError
 from data_prep.remote.urls import without_credentials
+from data_prep.storage import is_remote_file
 
 PROBES = 256
 """Rows on which the patterns are tried: clips of one video stand side by side in some lists, and many a video is gone."""
 _THREADS = 32
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-_FIELDS_OF_A_VIDEO = {"id", "split", "list"}
+_FIELDS_OF_A_VIDEO = {"id", "split", "list", "row", "shard"}
 _LEADS_ELSEWHERE = re.compile(r"[/\\\0]|\.\.")
 _Row = TypeVar("_Row")
 
@@ -143,11 +144,7 @@ class MediaLocator:
             return set(itertools.compress(itertools.count(), pool.map(self._is_file, sources)))
 
     def _is_file(self, source: str) -> bool:
-        # Not fsspec's `exists`: it answers "no" when the connection breaks or access is denied.
-        try:
-            return self._filesystem.info(source)["type"] == "file"
-        except FileNotFoundError:
-            return False
+        return is_remote_file(self.root, source)
 
 
 def locate_rows(

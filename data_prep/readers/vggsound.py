@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import fsspec
-
 from data_prep.manifest import ManifestRow
-from data_prep.readers.lines import read_lines, split_cells
+from data_prep.readers.lines import read_json_list, read_lines, split_cells
 from data_prep.readers.locate import is_video_id, locate_rows
 from data_prep.readers.rejects import ReaderError, Rejects
 
@@ -64,7 +61,8 @@ def read_vggss(
     `extra["bbox"]` holds the boxes (left, top, right, bottom, as shares of the picture). The rest is as in `read_vggsound`.
     """
     rejects = rejects or Rejects()
-    clips = (clip._replace(split=split) for clip in rejects.sift(_objects(os.fspath(json)), _parse_object))
+    items = read_json_list(json, "objects with file, class and bbox, as vggss.json is")
+    clips = (clip._replace(split=split) for clip in rejects.sift(items, _parse_object))
     yield from _rows("vggss", clips, media, patterns)
     rejects.finish()
 
@@ -119,17 +117,6 @@ def _clip(video_id: str, start: str, label: str, split: str, extra: dict[str, An
     if not label:
         raise ReaderError("the label is empty")
     return _Clip(video_id, int(start), label, split, extra)
-
-
-def _objects(url: str) -> Iterator[tuple[str, Any]]:
-    try:
-        with fsspec.open(url, "rb", compression="infer") as file:
-            objects = json_module.load(file)
-    except (OSError, ValueError) as error:
-        raise ReaderError(f"{url}: cannot be read as JSON: {error}") from error
-    if not isinstance(objects, list):
-        raise ReaderError(f"{url}: holds no list of clips; vggss.json is a list of objects with file, class and bbox")
-    return ((f"{url}[{number}]", item) for number, item in enumerate(objects))
 
 
 def _parse_object(item: Any) -> _Clip:

@@ -10,7 +10,7 @@ _USERS = (
 )
 _QUERY = re.compile(
     r"([?&;](?:[\w.%-]*(?:signature|credential|token|secret|passw|api_?key|access_?key|key-pair)[\w.%-]*|sig|auth|policy|key)=)"
-    r"[^\s&;#'\"<>)\]]+",
+    r"[^\s&;#'\"<>)\]\\]+",
     re.IGNORECASE,
 )
 

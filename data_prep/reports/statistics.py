@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from data_prep.layout import ShardFolder, used_filters
 from data_prep.parallel import in_order
-from data_prep.sidecar import read_sidecar
+from data_prep.sidecar import ShardError, read_sidecar
 
 _QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 
@@ -154,6 +154,8 @@ class Statistics:
 def statistics(url: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Statistics:
     """Walk over the sidecars of a folder, indexed or not. `progress` is told (shards done, shards to do)."""
     shards = ShardFolder.open(url)
+    if not shards.names:
+        raise ShardError(f"{shards.folder.url}: no shards here; write them with `foleyscale prep shards`")
     found = Statistics(url=shards.folder.url, filters=used_filters(shards.settings))
     found.bytes = sum(shards.tar_files.get(f"{name}.tar", 0) for name in shards.names)
     for table in in_order(lambda name: read_sidecar(shards.folder, name), shards.names):

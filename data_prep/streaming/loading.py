@@ -34,6 +34,9 @@ _DEATHS = 2
 _LAST_SECONDS = 10.0
 """How long a killed process may take to go; one that the kernel holds in a dead file system may never."""
 
+_TRAINERS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""The trainer answers these, and takes batches on until it has; handlers that it installed must not run in a worker."""
+
 
 class Make(Protocol):
     """Makes the item of a step, reading all clips through `reader`."""
@@ -102,7 +105,7 @@ class _Pool:
         for worker in self._workers:
             if worker not in ready and worker.busy_for("decoding") > self._timeout:
                 self._replace(worker)
-            elif worker.busy_for("reading") > _STUCK_SECONDS:
+            elif not worker.note.decoding and worker.busy_for("reading") > _STUCK_SECONDS:
                 raise ShardError(f"{self._where(worker.note.place)}: still not read after {_STUCK_SECONDS:g} s; is the storage there?")
 
     def _replace(self, worker: _Worker) -> None:
@@ -150,7 +153,12 @@ class _Worker:
         self.news: dict[Name, tuple[str, str]] = {}
         self.connection, theirs = self._context.Pipe()
         self.process = self._context.Process(target=_work, args=(self._make, theirs, self.note), daemon=True)
-        self.process.start()
+        # Until it ignores them itself, a signal to the whole process group must not end it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         for step in self.steps:
             self._send(step)
@@ -193,9 +201,9 @@ class _Worker:
 def _work(make: Make, connection: Connection, note: Note) -> None:
     """The life of a worker process."""
     torch.set_num_threads(1)
-    # The trainer answers these, and takes batches on until it has; handlers that it installed must not run here.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _TRAINERS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINERS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     make.reader.note = note
     for step, news in _asked(connection):

@@ -29,7 +29,7 @@ _SEEK_MARGINS = (0.0, 2.0, 10.0, math.inf)
 class ClipError(RuntimeError):
     """A clip cannot be made or read; `reason` is the short name that goes into the sidecar.
 
-    Reasons: missing, unreadable, undecodable, no_video, no_audio, too_short, too_large, memory.
+    Reasons: missing, unreadable, network, undecodable, no_video, no_audio, too_short, too_large, memory.
     """
 
     def __init__(self, reason: str, message: str):
@@ -137,7 +137,9 @@ def _clip_errors(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise ClipError("memory", f"{name}: takes more memory than its process may have") from error
     except OSError as error:
-        raise ClipError("unreadable", f"{name}: {error}") from error
+        # A store that did not answer after all tries may answer tomorrow.
+        passing = "://" in name and not isinstance(error, PermissionError)
+        raise ClipError("network" if passing else "unreadable", f"{name}: {error}") from error
     except av.FFmpegError as error:
         raise ClipError("undecodable", f"{name}: {error.strerror}") from error
 

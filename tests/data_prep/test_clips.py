@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from textwrap import indent
 
 import av
 import numpy as np
@@ -67,7 +68,8 @@ WITHIN = "kept = bytearray(150 << 20); time.sleep(0.1); print('kept')"
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the data of a process")
 @pytest.mark.parametrize(("work", "code", "said"), [(CREEPING, MEMORY_EXIT, ""), (AT_ONCE, 0, "refused\n"), (WITHIN, 0, "kept\n")])
 def test_memory_is_limited(work, code, said):
-    script = f"import time\nfrom data_prep.limits import limit_memory\nlimit_memory(200)\n{work}"
+    begin = "import time\nfrom data_prep.limits import limit_memory, memory_watched\nlimit_memory(200)\nwith memory_watched():\n"
+    script = begin + indent(work, "    ")
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (code, said), result.stderr
 
@@ -131,3 +133,12 @@ def test_dropped_clips_are_measured_as_kept_ones_are(tmp_path):
     assert again.status == "ok" and again.columns == dropped[0].columns
     described = json.loads(kept.members["json"])
     assert "fingerprint" not in described and described["motion"] == kept.columns["motion"]
+
+
+def test_a_signature_is_struck_out_of_what_a_row_says(tmp_path):
+    source = write_media(tmp_path / "a.mkv")
+    extra = {"note": 'http://host/a?key=hid"den', "page": "http://host/b?x=1&X-Amz-Signature=hidden&y=2"}
+    outcome = make_clip(ManifestRow(key="k", dataset="d", source=str(source), end=1.0, extra=extra), PrepareConfig(format=FORMAT))
+    assert outcome.status == "ok"
+    assert json.loads(outcome.columns["extra"]) == json.loads(outcome.members["json"])["extra"]
+    assert json.loads(outcome.columns["extra"])["page"] == "http://host/b?x=1&X-Amz-Signature=***&y=2"

@@ -28,8 +28,8 @@ def test_first_broken_rule_is_the_reason(measured, reason):
 
 
 def test_by_default_silence_stills_and_broken_timestamps_are_dropped():
-    assert verdict(GOOD | {"motion": 0.003, "source_side": 16, "source_fps": 1.0, "av_offset": -0.9}, FilterConfig()) is None
-    assert verdict(GOOD | {"motion": 0.0002}, FilterConfig()) == "still"
+    assert verdict(GOOD | {"motion": 0.0003, "source_side": 16, "source_fps": 1.0, "av_offset": -0.9}, FilterConfig()) is None
+    assert verdict(GOOD | {"motion": 0.0001}, FilterConfig()) == "still"
     assert verdict(GOOD | {"av_offset": 1.1}, FilterConfig()) == "out_of_step"
     assert verdict(GOOD | {"loudness": -120.0, "silence": 1.0}, FilterConfig()) == "silent"
     all_kept = FilterConfig(min_loudness=-121.0, max_silence=1.0, min_motion=0.0, max_offset=None)

@@ -154,6 +154,23 @@ def test_shards_with_passing_failures_are_made_again_when_asked(collection, tmp_
     assert len(ShardSet.open(tmp_path / "out")) == 3 and list(verify(tmp_path / "out")) == []
 
 
+def test_a_shard_that_would_lose_clips_is_not_made_again(collection, tmp_path):
+    (tmp_path / "media").mkdir()
+    link = tmp_path / "media" / "one.mkv"
+    link.symlink_to(collection / "videos" / "one.mkv")
+    rows = [ManifestRow(key=name, dataset="d", source=f"{name}.mkv", end=1.0) for name in ("one", "never")]
+    write_manifest(rows, tmp_path / "m.parquet")
+    settings = PrepareConfig(format=FORMAT, media_root=str(tmp_path / "media"))
+    prepare_shards(tmp_path / "m.parquet", tmp_path / "out", settings)
+    before = contents(tmp_path / "out")
+    link.unlink()
+    summary = prepare_shards(tmp_path / "m.parquet", tmp_path / "out", settings, redo=["missing"])
+    assert (summary.shards, summary.worse) == (0, 1) and "1 left as they were" in str(summary)
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(ValueError, match="redo: no clip fails for 'mising'; choose from missing, "):
+        prepare_shards(tmp_path / "m.parquet", tmp_path / "out", settings, redo=["mising"])
+
+
 def test_a_wrong_media_root_stops_the_run_and_the_right_one_is_used(collection, tmp_path):
     rows = [ManifestRow(key=f"k{index}", dataset="d", source="videos/one.mkv", end=1.0) for index in range(8)]
     write_manifest(rows, tmp_path / "m.parquet")

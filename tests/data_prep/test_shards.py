@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.shards import ShardWriter, shard_name, tar_header
+from data_prep.storage import Folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,10 +117,34 @@ def test_a_killed_writer_leaves_no_shard_and_a_rerun_makes_it(tmp_path, moment):
     names = sorted(contents(folder))
     assert "shard-000002.parquet" not in names and ("shard-000002.tar" in names) == (moment == "between")
     assert any(name.endswith(".tmp") for name in names) == (moment == "before")
+    for path in folder.glob(".*.tmp"):
+        os.utime(path, (0, 0))  # a fresh one might be a living writer's on another machine
     for target in (folder, tmp_path / "clean"):
         with ShardWriter(target, 2) as writer:
             fill(writer)
     assert contents(folder) == contents(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("url", ["{tmp_path}/shards", "memory://twice"])
+def test_a_sidecar_never_stands_beside_the_tar_of_another_outcome(tmp_path, url):
+    url = url.format(tmp_path=tmp_path)
+    slow, quick = ShardWriter(url, 4), ShardWriter(url, 4)
+    with pytest.raises(OSError, match="shard-000004: another task wrote it at the same time with other outcomes; run again"), slow:
+        slow.skip("a", "failed", "network")
+        slow.add("b", {"txt": bytes(20_000)})
+        publish = slow._tar.publish
+
+        def overtaken():
+            publish()
+            with quick:
+                quick.add("a", {"txt": bytes(30_000)})
+                quick.add("b", {"txt": bytes(20_000)})
+
+        slow._tar.publish = overtaken
+    assert Folder(url).sizes().keys() == {"shard-000004.tar"}
+    with ShardWriter(url, 4) as again:
+        again.add("a", {"txt": bytes(30_000)})
+    assert Folder(url).sizes().keys() == {"shard-000004.tar", "shard-000004.parquet"}
 
 
 def test_writers_of_one_shard_at_once_leave_one_good_shard(tmp_path):

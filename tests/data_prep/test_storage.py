@@ -63,11 +63,14 @@ def test_files_of_killed_writers_are_removed_where_the_next_one_stages(folder, t
     place = tmp_path / ("deep" if folder.is_local else "staging")
     place.mkdir(exist_ok=True)
     (place / ".c.dead.tmp").write_bytes(b"half")
+    os.utime(place / ".c.dead.tmp", (0, 0))
+    (place / ".c.elsewhere.tmp").write_bytes(b"half")  # fresh: its writer may live on another machine, where its lock is not seen
     with open(place / ".c.living.tmp", "wb") as living:
         fcntl.flock(living, fcntl.LOCK_EX)
+        os.utime(place / ".c.living.tmp", (0, 0))
         with StagedFile(folder, "c"):
             pass
-    assert sorted(path.name for path in place.glob(".*.tmp")) == [".c.living.tmp"]
+    assert sorted(path.name for path in place.glob(".*.tmp")) == [".c.elsewhere.tmp", ".c.living.tmp"]
 
 
 def test_a_url_with_credentials_is_refused():

@@ -98,3 +98,15 @@ def test_verify_exits_1_for_what_is_damaged(tmp_path, monkeypatch, capsys):
         main()
     assert stopped.value.code == 1
     assert capsys.readouterr().out.endswith(": 1 problems\n")
+
+
+def test_the_guard_speaks_when_it_leaves_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "vggss.json").write_text('[{"file": "---g-f_I2yQ_000001", "class": "people marching", "bbox": []}]')
+    (tmp_path / "vggsound.csv").write_text("---g-f_I2yQ,1,people marching,test\n")
+    monkeypatch.chdir(tmp_path)
+    command = "prep manifest vggss vggss.json --split train --exclude vggsound.csv"
+    monkeypatch.setattr(sys, "argv", ["foleyscale", *command.split()])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "no clips" in said and "dropped 1 of 1 clips" in said and "--exclude vggss.json:all" in said and said.count("\n") == 1

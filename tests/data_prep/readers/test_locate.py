@@ -89,11 +89,12 @@ def test_local_roots_become_absolute(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "name", "cut"),
     [(CUT, "a_000007.mp4", True), (WHOLE, "a.mp4", False), ("{split}/{id}.mkv", "test/a.mkv", False), ("cut:Y{id}.mp4", "Ya.mp4", True),
-     ("whole:{start}/{id}.mp4", "7/a.mp4", False), ("{list}/{id}-{start}.mp4", "part/a-7.mp4", True)],
+     ("whole:{start}/{id}.mp4", "7/a.mp4", False), ("{list}/{id}-{start}.mp4", "part/a-7.mp4", True),
+     ("{shard:05d}/{row:07d}.mp4", "00003/0000312.mp4", False), ("{shard:05d}/{row:07d}_{start}.mp4", "00003/0000312_7.mp4", True)],
 )  # fmt: skip
 def test_patterns_tell_cut_files_from_whole_videos(text, name, cut):
     pattern = Pattern.parse(text)
-    assert (pattern.name({"id": "a", "split": "test", "list": "part", "start": 7}), pattern.cut) == (name, cut)
+    assert (pattern.name({"id": "a", "split": "test", "list": "part", "start": 7, "row": 312, "shard": 3}), pattern.cut) == (name, cut)
 
 
 @pytest.mark.parametrize(

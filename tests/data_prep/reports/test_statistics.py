@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from data_prep.reports.chart import write_chart
 from data_prep.reports.statistics import Distribution, Statistics, count_text, size_text, statistics, text_tables
 from data_prep.shards import ShardWriter
+from data_prep.sidecar import ShardError
 from tests.fixtures.known_shards import write_shards
 
 
@@ -113,7 +114,9 @@ def test_a_chart_is_drawn_for_any_number_of_labels(tmp_path, labels):
 
 
 def test_a_chart_of_nothing_is_drawn_and_other_files_are_refused(tmp_path):
-    empty = statistics(tmp_path)
+    with pytest.raises(ShardError, match="no shards here"):
+        statistics(tmp_path)
+    empty = Statistics(url="nowhere", filters={})
     assert (empty.rows, list(text_tables(empty))[0].rows) == (0, [("kept", "0", "0.0%")])
     for name, head in (("a.png", b"\x89PNG"), ("a.pdf", b"%PDF")):
         write_chart(empty, tmp_path / name)
