@@ -26,7 +26,12 @@ def key_digest(key: str) -> bytes:
 
 def keys_digest(keys: Iterable[str]) -> str:
     """The sum of the keys' digests modulo 2^128, as hexadecimal: equal for equal multisets, in any order."""
-    return hex_digest(sum(int.from_bytes(key_digest(key), "big") for key in keys))
+    return hex_digest(keys_total(keys))
+
+
+def keys_total(keys: Iterable[str]) -> int:
+    """The sum of the keys' digests: those of parts add up, and `hex_digest` makes the digest of all of it."""
+    return sum(int.from_bytes(key_digest(key), "big") for key in keys)
 
 
 def hex_digest(total: int) -> str:

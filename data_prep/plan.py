@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.digests import ContentHash, hex_digest, keys_digest
+from data_prep.digests import ContentHash, hex_digest, keys_total
 from data_prep.manifest import Manifest
 from data_prep.order import mix, permute
 
@@ -58,7 +58,7 @@ class Survey:
         seconds = known = 0.0
         for table in manifest.tables():
             contents.update(table)
-            keys += int(keys_digest(table["key"].to_pylist()), 16)
+            keys += keys_total(table["key"].to_pylist())
             codes.append(_split_codes(table["split"], names))
             lengths = pc.drop_null(pc.subtract(table["end"], table["start"]))
             seconds, known = seconds + (pc.sum(lengths).as_py() or 0.0), known + len(lengths)

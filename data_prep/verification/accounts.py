@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.digests import KeyLedger, key_digest, keys_digest
+from data_prep.digests import KeyLedger, hex_digest, key_digest, keys_total
 from data_prep.index import some
 from data_prep.layout import ShardFolder
 from data_prep.manifest import Manifest
@@ -77,8 +77,7 @@ class RowAccounts:
     def _is_manifest(self, manifest: Manifest) -> bool:
         if len(manifest) != len(self._ledger):
             return False
-        total = sum(int(keys_digest(keys), 16) for keys in _key_lists(manifest))
-        return total % 2**128 == int(self._ledger.digest, 16)
+        return hex_digest(sum(map(keys_total, _key_lists(manifest)))) == self._ledger.digest
 
     def _against(self, manifest: Manifest) -> Iterator[str]:
         if missing := _strangers(_key_lists(manifest), _sorted_digests(keys for _, keys in self._keys())):
