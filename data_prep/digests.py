@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.buckets import Buckets
+
 _BYTES = 16
 _BUCKETS = 64
-_IN_MEMORY = 1 << 20
-"""Bytes of a bucket from which on it lies in a temporary file."""
 
 
 def key_digest(key: str) -> bytes:
@@ -40,22 +38,17 @@ def hex_digest(total: int) -> str:
 
 
 class KeyLedger:
-    """Takes keys one by one and tells in the end which came more than once, in a few megabytes of memory.
-
-    Digests are dealt to buckets, which spill to temporary files; each is small enough to be sorted alone.
-    """
+    """Takes keys one by one and tells in the end which came more than once, in a few megabytes of memory."""
 
     def __init__(self):
-        with contextlib.ExitStack() as stack:
-            self._buckets = [stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY)) for _ in range(_BUCKETS)]
-            self._stack = stack.pop_all()
+        self._buckets = Buckets(_BUCKETS)
         self._sum = self._count = 0
 
     def __enter__(self) -> KeyLedger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._buckets.close()
 
     def __len__(self) -> int:
         return self._count
@@ -68,7 +61,7 @@ class KeyLedger:
     def add(self, key: str) -> None:
         """Note a key."""
         value = key_digest(key)
-        self._buckets[value[0] % _BUCKETS].write(value)
+        self._buckets.add(value[0], value)
         self._sum += int.from_bytes(value, "big")
         self._count += 1
 
@@ -76,8 +69,7 @@ class KeyLedger:
         """Digests of the keys that were added more than once."""
         found: set[bytes] = set()
         for bucket in self._buckets:
-            bucket.seek(0)
-            values = np.sort(np.frombuffer(bucket.read(), dtype=f"S{_BYTES}"))
+            values = np.sort(np.frombuffer(bucket, dtype=f"S{_BYTES}"))
             found.update(value.ljust(_BYTES, b"\0") for value in values[1:][values[1:] == values[:-1]].tolist())
         return found
 

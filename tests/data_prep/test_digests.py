@@ -29,7 +29,7 @@ def test_ledger_knows_exactly_the_repeated_keys(texts):
 
 
 def test_ledger_spills_to_files_and_still_knows(monkeypatch):
-    monkeypatch.setattr("data_prep.digests._IN_MEMORY", 64)
+    monkeypatch.setattr("data_prep.buckets._IN_MEMORY", 64)
     with KeyLedger() as ledger:
         for number in range(5000):
             ledger.add(f"clip_{number % 4997}")
