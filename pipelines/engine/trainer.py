@@ -65,8 +65,7 @@ class Trainer:
         for part in split_batch(batch, self.train.accumulation):
             draws = Draws(self.stage.seed, part["position"], self.world.device)
             inputs = self._cast(self.stage.inputs(part, draws, self.world.device))
-            outputs = self.engine(**inputs)
-            self.engine.backward(outputs["loss"])
+            outputs = self.stage.backward(self.engine, inputs)
             self.engine.step()
             for name, value in outputs.items():
                 totals[name] = totals.get(name, 0) + value.detach() / self.train.accumulation

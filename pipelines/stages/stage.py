@@ -39,6 +39,12 @@ class Stage(ABC):
     def inputs(self, batch: dict, draws: Draws, device: torch.device) -> dict[str, torch.Tensor]:
         """Arguments of the module's forward for one batch; all randomness comes from `draws`."""
 
+    def backward(self, engine, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Forward and backward pass of one batch through the DeepSpeed engine; what the module's forward gave."""
+        outputs = engine(**inputs)
+        engine.backward(outputs["loss"])
+        return outputs
+
     @abstractmethod
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Figures and samples on held-out clips; the module is in evaluation mode."""

@@ -1,0 +1,35 @@
+"""Section `evaluation`: what is measured on held-out clips, and what must be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class BarsConfig:
+    """What `evaluate` demands; a bar that is not set is not checked."""
+
+    retrieval_times_chance: float | None = None
+    """Least R@1 in galleries of 64, as a multiple of chance."""
+    autoencoder_ratio: float | None = None
+    """Largest L1 of the autoencoder over that of the per-band mean."""
+    flow_gap: float | None = None
+    """Least relative rise of the flow loss when videos are shuffled."""
+    flow_gap_sigmas: float | None = None
+    """Least significance of that rise, standard errors."""
+    reward_gap_sigmas: float | None = None
+    """Least significance by which generated sound prefers its own video."""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Figures on held-out clips."""
+
+    clips: int = 192
+    """Held-out clips that are measured."""
+    galleries: int = 3
+    """Retrieval galleries of 64."""
+    examples: int = 4
+    """Clips shown in the report."""
+    bars: BarsConfig = field(default_factory=BarsConfig)
+    """What must be reached."""

@@ -1,0 +1,86 @@
+"""The typed recipe: every key of a recipe file, documented, with its default, checked before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydantic
+
+from data_prep.audio import MEL_SPECS
+from data_prep.media import ClipFormat
+from data_prep.settings import PrepareConfig
+from models.codecs.vocoder import GriffinLimConfig
+from pipelines.config.autoencoder import AutoencoderConfig
+from pipelines.config.contrastive import ContrastiveConfig
+from pipelines.config.data import ClipConfig, PrepareSection
+from pipelines.config.evaluation import EvaluationConfig
+from pipelines.config.fields import check
+from pipelines.config.generative import FeaturesConfig, GenerativeConfig
+from pipelines.config.preference import PreferenceConfig
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The whole chain."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    name: str = "run"
+    """Name of the run; its folder is `out`/`name`."""
+    out: str = "runs"
+    """Folder of all runs."""
+    data: str = ""
+    """Shards made by `foleyscale prep shards`: a folder or an fsspec URL."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    heldout_split: str = "heldout"
+    """Split that validation and evaluation look at."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    threads: int = 0
+    """CPU threads of torch in each process; 0 leaves torch's choice."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Clip format."""
+    prepare: PrepareSection | None = None
+    """How the shards are made; not needed where they are there already."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Stage 1."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """Stage 2."""
+    vocoder: GriffinLimConfig = field(default_factory=GriffinLimConfig)
+    """From log-mels to sound."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """Latents and conditions."""
+    generative: GenerativeConfig = field(default_factory=GenerativeConfig)
+    """Stage 3."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Stage 4."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Figures and bars."""
+
+    def __post_init__(self):
+        check(self.autoencoder.mel in MEL_SPECS, "autoencoder.mel is not known")
+        rate = MEL_SPECS[self.autoencoder.mel].sample_rate
+        check(rate == self.clip.sample_rate, f"clip.sample_rate {self.clip.sample_rate} must equal that of autoencoder.mel, {rate}")
+        segment = self.contrastive.model.segment_frames / self.contrastive.model.fps
+        check(self.clip.seconds >= self.contrastive.segments * segment - 1e-6,
+               f"clip.seconds {self.clip.seconds} is shorter than contrastive.segments x {segment:g} s")
+
+        for name in ("fps", "sample_rate") if self.prepare else ():
+            made, read = getattr(self.prepare.settings.format, name), getattr(self.clip, name)
+            check(made == read, f"prepare.settings.format.{name} {made:g} must equal clip.{name}, {read:g}")
+
+    @property
+    def preparation(self) -> PrepareConfig:
+        """How to make its shards: as `prepare` says, else clips of the format that `clip` reads."""
+        if self.prepare:
+            return self.prepare.settings
+        clip = self.clip
+        side = clip.size + clip.size % 2
+        return PrepareConfig(format=ClipFormat(fps=clip.fps, sample_rate=clip.sample_rate, short_side=side, max_seconds=clip.seconds))
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return Path(self.out) / self.name
