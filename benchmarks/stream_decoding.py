@@ -107,7 +107,7 @@ def decoding(shards: ShardSet, name: str) -> Callable[[], object] | None:
         print(error)
         return None
     clips = [shards.read(0, row, ("mp4",))["mp4"] for row in range(len(shards))]
-    return lambda: [decode(clip, 10, round(SECONDS * FPS)) for clip in clips]
+    return lambda: [sum(map(len, decode(clip, 10, round(SECONDS * FPS)))) for clip in clips]
 
 
 def training(shards: ShardSet, name: str, clips: int) -> Callable[[], object]:

@@ -1,11 +1,11 @@
 """Raw samples per second in one process: this project's stream against webdataset, MosaicML streaming and litdata.
 
     pip install webdataset mosaicml-streaming litdata
-    python -m benchmarks.stream_reading [--folder DIR] [--samples 1024] [--kb 400] [--repeats 5]
+    python -m benchmarks.stream_reading [--folder DIR] [--samples 1024] [--kb 400] [--batch 1] [--repeats 5]
 
 All read the same random bytes from the page cache and hand over every sample's bytes; webdataset reads our own tars. "In order"
 is one pass as the samples lie; "shuffled" is training's order: a window of 16 shards here, each peer's own shuffle there. Samples come
-one at a time, as the peers give them.
+one at a time, as the peers give them. --batch makes this project keep several: then no reader's memory is used again at once.
 Only this project compares a checksum of every sample with the one that was written.
 """
 
@@ -28,7 +28,7 @@ from data_prep.index import ShardSet, build_index
 from data_prep.shards import ShardWriter
 from data_prep.stream import ClipStream, one_pass
 
-SHARDS = 16
+SHARDS = 4
 PEERS = {"webdataset": "webdataset", "MosaicML MDS": "mosaicml-streaming", "litdata": "litdata"}
 MODULES = {"webdataset": "webdataset", "MosaicML MDS": "streaming", "litdata": "litdata"}
 
@@ -39,10 +39,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--kb", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        runs, order = prepare(Path(folder), arguments.samples, arguments.kb * 1000)
+        runs, order = prepare(Path(folder), arguments.samples, arguments.kb * 1000, arguments.batch)
         seconds = alternate({name: (lambda read=read: count(read(), arguments.samples)) for name, read in runs.items()}, arguments.repeats)
     rate = {name: arguments.samples / value for name, value in seconds.items()}
     print(machine(*("torch", *order.values())))
@@ -53,9 +54,9 @@ def main() -> None:
         show(f"{arguments.samples} samples of {arguments.kb} KB, {how}", ["reader", "samples/s", "MB/s", "ours / theirs"], rows)
 
 
-def prepare(folder: Path, samples: int, size: int) -> tuple[dict[str, Callable[[], Iterable[bytes]]], dict[str, str]]:
+def prepare(folder: Path, samples: int, size: int, batch: int) -> tuple[dict[str, Callable[[], Iterable[bytes]]], dict[str, str]]:
     """What reads all samples once, by name; and the packages of the peers."""
-    runs = ours(write_tars(folder / "tars", samples, size))
+    runs = ours(write_tars(folder / "tars", samples, size), batch)
     peers = {name: package for name, package in PEERS.items() if importlib.util.find_spec(MODULES[name])}
     if "webdataset" in peers:
         runs |= webdataset_runs(folder / "tars")
@@ -97,13 +98,15 @@ def write_tars(folder: Path, samples: int, size: int) -> ShardSet:
     return build_index(folder, {})
 
 
-def ours(shards: ShardSet) -> dict[str, Callable[[], Iterable[bytes]]]:
+def ours(shards: ShardSet, batch: int) -> dict[str, Callable[[], Iterable[bytes]]]:
     """This project: a pass in order, and an epoch of training."""
     def shuffled() -> Iterator[bytes]:
-        batches = ClipStream(ShardSet.open(shards.url), raw, batch_size=1).batches()
-        return (sample for _ in range(len(shards)) for sample in next(batches)["bin"])
+        batches = ClipStream(ShardSet.open(shards.url), raw, batch_size=batch).batches()
+        return (sample for _ in range(len(shards) // batch) for sample in next(batches)["bin"])
 
-    in_order = lambda: (sample for batch in one_pass(ShardSet.open(shards.url), raw, 1) for sample in batch["bin"])  # noqa: E731
+    def in_order() -> Iterator[bytes]:
+        return (sample for batches in one_pass(ShardSet.open(shards.url), raw, batch) for sample in batches["bin"])
+
     return {"foleyscale in order": in_order, "foleyscale shuffled": shuffled}
 
 

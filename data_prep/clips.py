@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError as ClipTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from data_prep.downloads.download import Downloader
+from data_prep.downloads.download import DownloadConfig, Downloader
 from data_prep.filters import DROPPED, verdict
 from data_prep.limits import MEMORY_EXIT, limit_memory, memory_watched
 from data_prep.manifest import ManifestRow
@@ -115,12 +116,18 @@ def _failure(row: ManifestRow, reason: str, message: str) -> Outcome:
 def _located(source: str, settings: PrepareConfig) -> str:
     """The path or URL to read a source from, downloaded first where that is asked for; ClipError where it leads out of the root."""
     if _is_web(source) and settings.download is not None:
-        return str(Downloader(settings.download).fetch(source))
+        return str(_downloader(settings.download).fetch(source))
     if not settings.media_root or "://" in source or source.startswith("/"):
         return source
     if posixpath.normpath(source).split("/")[0] == "..":
         raise ClipError("unreadable", f"{source}: leads out of media_root {settings.media_root}; mend the manifest")
     return f"{settings.media_root.rstrip('/')}/{source}"
+
+
+@cache
+def _downloader(config: DownloadConfig) -> Downloader:
+    """One per process: to make it reads the cookies and tries the folder."""
+    return Downloader(config)
 
 
 def _is_web(source: str) -> bool:

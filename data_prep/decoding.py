@@ -1,13 +1,14 @@
 """From a clip's bytes to tensors: cropping in time, fixed shapes, stored features, and a cache of decoded clips.
 
-A decoder is a callable `(raw, entry, random) -> {name: tensor}` with `members`, the extensions it reads. One that also has
+A decoder is a callable `(raw, entry, random) -> {name: tensor}` with `members`, the extensions it reads; `random()` makes the
+generator of the clip's position, which costs more than to read a small clip, so only those who draw from it ask. One that also has
 `whole(raw, entry) -> media` and `crop(media, entry, random)`, together equal to the call to the last bit, can be cached.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from data_prep.media import ClipError, decode_audio
 from data_prep.streaming.backends import backend
 
 Sample = dict[str, Any]
+Random = Callable[[], np.random.Generator]
 _PCM_SCALE = 32768
 
 
@@ -62,7 +64,7 @@ class ClipDecoder:
         """Extensions of the members it reads."""
         return tuple({"frames": "mp4", "waveform": "flac"}[name] for name in self.want)
 
-    def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: np.random.Generator) -> Sample:
+    def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: Random) -> Sample:
         """Decode the crop alone, from the key frame before it."""
         spans, media = self._spans(entry, random), {}
         if "frames" in self.want:
@@ -80,7 +82,7 @@ class ClipDecoder:
             media["waveform"] = _packed(torch.from_numpy(decode_audio(raw["flac"])))
         return media
 
-    def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: np.random.Generator) -> Sample:
+    def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: Random) -> Sample:
         """The crop that a call would decode, out of the decoded clip."""
         spans, cut = self._spans(entry, random), {}
         for name, whole in media.items():
@@ -90,7 +92,7 @@ class ClipDecoder:
             cut[name] = _unpacked(whole[start:][:count])
         return self._finish(cut, entry)
 
-    def _spans(self, entry: Entry, random: np.random.Generator) -> dict[str, tuple[int, int | None]]:
+    def _spans(self, entry: Entry, random: Random) -> dict[str, tuple[int, int | None]]:
         """First index and number to decode of frames and of samples; None for as many as there are."""
         rates = {"fps": self.fps, "sample_rate": self.sample_rate}
         for name, ours in rates.items():
@@ -102,13 +104,16 @@ class ClipDecoder:
         if (duration := entry.columns.get("duration")) is None:
             raise RuntimeError(f"clip {entry.key} of {entry.shard} has no duration in its sidecar, so no crop; set seconds to None")
         frames, wanted = round(duration * self.fps), round(self.seconds * self.fps)
-        start = int(random.integers(max(0, frames - wanted) + 1)) if self.random_crop else 0
+        start = int(random().integers(max(0, frames - wanted) + 1)) if self.random_crop else 0
         first, samples = round(start / self.fps * self.sample_rate), round(duration * self.sample_rate)
         count = min(round(self.seconds * self.sample_rate), samples - first)
         return {"frames": (start, min(wanted, frames - start)), "waveform": (first, count)}
 
     def _video(self, mp4: bytes, start: int, count: int | None) -> torch.Tensor:
-        frames = torch.from_numpy(backend(self.backend)(mp4, start, count)).permute(0, 3, 1, 2)
+        return torch.cat([self._sized(chunk) for chunk in backend(self.backend)(mp4, start, count)])
+
+    def _sized(self, chunk: np.ndarray) -> torch.Tensor:
+        frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         return (frames if self.size is None else resize(frames, self.size, crop=True)).contiguous()
 
     def _finish(self, media: dict[str, torch.Tensor], entry: Entry) -> Sample:
@@ -138,7 +143,7 @@ class TensorDecoder:
         """Extensions of the members it reads."""
         return tuple(f"{name}.npy" for name in self.names)
 
-    def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: np.random.Generator) -> Sample:
+    def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: Random) -> Sample:
         """Load the arrays; nothing is left to chance."""
         return self.crop(self.whole(raw, entry), entry, random)
 
@@ -146,7 +151,7 @@ class TensorDecoder:
         """The arrays as stored."""
         return {name: torch.from_numpy(self._load(raw[f"{name}.npy"], name, entry)) for name in self.names}
 
-    def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: np.random.Generator) -> Sample:
+    def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: Random) -> Sample:
         """The arrays as tensors to compute with."""
         tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in media.items()}
         return {**tensors, **{name: entry.columns.get(name) for name in self.columns}}

@@ -15,15 +15,14 @@ import numpy as np
 
 from data_prep.manifest import Manifest, ManifestRow
 from data_prep.readers.lines import read_json_list, read_lines
-from data_prep.readers.locate import is_video_id
 from data_prep.readers.rejects import ReaderError
 from data_prep.remote.urls import redacted
+from data_prep.youtube import id_in_text, is_video_id
 
 EVALUATION_SPLITS = frozenset({"test", "eval", "evaluation", "val", "valid", "validation", "heldout"})
 _ALL = ":all"
 _BATCH = 1024
 _ID = "([A-Za-z0-9_-]{11})"
-_ADDRESS = re.compile(rf"youtu(?:be(?:-nocookie)?\.com/(?:watch\?(?:.*&)?v=|embed/|shorts/|live/|v/)|\.be/){_ID}(?![A-Za-z0-9_-])")
 _NAME = re.compile(rf"(?:(?:vggsound|vggss|audioset|panda70m)_|Y|.*\[)?{_ID}\]?(?:_\d+){{0,2}}(?:\.\w+)*", re.ASCII)
 _VGGSOUND_TRAIN = re.compile(r"[^,]+,\s*\d+\s*,.*,\s*train\s*")
 _VGGSS_RULE = (
@@ -36,8 +35,8 @@ def youtube_id(text: str) -> str | None:
     """The id in an address, a file name or a key as the data sets' tools give them: ID, ID_30, ID_30000_40000.mp4, Title [ID].webm."""
     if is_video_id(text):
         return text
-    found = _ADDRESS.search(text) or _NAME.fullmatch(text.rpartition("/")[2])
-    return found and found[1]
+    named = _NAME.fullmatch(text.rpartition("/")[2])
+    return id_in_text(text) or (named and named[1])
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 
 from data_prep.checksum import crc32
 from data_prep.layout import DATASET_FILE, INDEX_FILE, TARS, ShardFolder, read_json, tar_folder, tar_place
+from data_prep.members import MemberReader
 from data_prep.parallel import in_order
+from data_prep.remote.disk_cache import DiskCache
 from data_prep.shards import shard_name
-from data_prep.sidecar import Member, ShardError, Sidecar, TarRanges, parse_sidecar, read_sidecar, sidecar_hash
+from data_prep.sidecar import Member, ShardError, Sidecar, parse_sidecar, read_sidecar, sidecar_hash
 from data_prep.storage import Folder, parse_parquet
 
 __all__ = ["Entry", "Layer", "Member", "ShardError", "ShardInfo", "ShardSet", "ShardTable", "build_index", "shard_info", "some"]
@@ -104,14 +106,13 @@ _INDEX_SCHEMA = pa.schema({"name": pa.string(), "split": pa.string(), "clips": p
 assert _INDEX_SCHEMA.names == [field.name for field in fields(ShardInfo)]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One good clip: its members by extension, the sidecar's other columns, and the URLs of layers that do not hold it."""
 
     shard: str
     key: str
     members: dict[str, Member]
-    columns: dict[str, Any]
+    columns: Mapping[str, Any]
     absent: tuple[str, ...] = ()
 
 
@@ -137,17 +138,16 @@ class Layer:
 class ShardSet:
     """The good clips of a folder of shards, each read by its byte range. Cheap to pickle; every process opens its own files."""
 
-    def __init__(self, layers: Sequence[Layer], open_shards: int = _OPEN_SHARDS):
-        self._layers = layers = tuple(layers)
+    def __init__(self, layers: Sequence[Layer], open_shards: int = _OPEN_SHARDS, cache: DiskCache | None = None):
+        self._layers, self._open_shards, self._cache = tuple(layers), open_shards, cache
         self.url, self.settings = layers[0].folder.url, layers[0].settings
         self.shards = layers[0].shards
         self.counts: np.ndarray = self.shards.column("clips").to_numpy()
-        self._open_shards = open_shards
-        self._sidecar = lru_cache(open_shards * len(layers))(lambda layer, name: Sidecar(layer, read_sidecar(layers[layer].folder, name)))
-        self._tar = lru_cache(open_shards * len(layers))(lambda layer, name: TarRanges(layers[layer].tars, name))
+        self._readers = [MemberReader(layer.tars, open_shards, cache) for layer in self._layers]
+        self._sidecar = lru_cache(open_shards * len(layers))(partial(_sidecar_of, self._layers))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet, (self._layers, self._open_shards)  # the caches stay behind
+        return ShardSet, (self._layers, self._open_shards, self._cache)  # open files and sidecars stay behind
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], split: str | None = None) -> ShardSet:
@@ -187,31 +187,40 @@ class ShardSet:
         if places.null_count:
             missing = self.shards.column("name").filter(pc.is_null(places)).to_pylist()
             raise ShardError(f"{other.url}: lacks {some(missing)} of {self.url}; make these shards, then index the folder again")
-        joined = ShardSet([*self._layers, *other.select(places.to_pylist())._layers], self._open_shards)
+        joined = ShardSet([*self._layers, *other.select(places.to_pylist())._layers], self._open_shards, self._cache)
         joined._check_names()
         return joined
 
     def select(self, numbers: Iterable[int]) -> ShardSet:
         """These shards only, in this order."""
         order = list(numbers)
-        return ShardSet([replace(layer, shards=layer.shards.take(order)) for layer in self._layers], self._open_shards)
+        return ShardSet([replace(layer, shards=layer.shards.take(order)) for layer in self._layers], self._open_shards, self._cache)
 
     def keeping_open(self, shards: int) -> ShardSet:
         """The same set, holding at least this many sidecars and tars open at a time."""
-        return ShardSet(self._layers, max(shards, self._open_shards))
+        return ShardSet(self._layers, max(shards, self._open_shards), self._cache)
+
+    def cached(self, root: str | os.PathLike[str], limit: int) -> ShardSet:
+        """The same set, keeping what it reads of remote tars in the local folder `root`, which grows to `limit` bytes at most."""
+        keep = {layer.tars.url for layer in self._layers} | (self._cache.keep if self._cache else frozenset())
+        return ShardSet(self._layers, self._open_shards, DiskCache(root, limit, frozenset(keep)))
 
     def entry(self, shard: int, row: int) -> Entry:
         """The clip at good row `row` of the set's shard number `shard`, with the members of all layers."""
-        name = self.shards.name(shard)
-        sidecar = self._sidecar(0, name)
+        sidecar = self._sidecar(0, shard)
         key, members, absent = sidecar.keys[row], sidecar.members(row), []
         for number in range(1, len(self._layers)):
-            other = self._sidecar(number, name)
+            other = self._sidecar(number, shard)
             if key in other.rows:
                 members |= other.members(other.rows[key])
             else:
                 absent.append(self._layers[number].folder.url)
-        return Entry(name, key, members, sidecar.columns(row), tuple(absent))
+        return Entry(sidecar.shard, key, members, sidecar.columns(row), tuple(absent))
+
+    def load(self, shard: int) -> None:
+        """Read a shard's sidecars now; `entry` then finds them in memory for as long as no more than the open shards are in use."""
+        for number in range(len(self._layers)):
+            self._sidecar(number, shard)
 
     def read(self, shard: int, row: int, names: Iterable[str] | None = None) -> dict[str, bytes]:
         """The clip's members, all or those named; ShardError where one is missing, cut short or damaged."""
@@ -219,30 +228,50 @@ class ShardSet:
 
     def read_entry(self, entry: Entry, names: Iterable[str] | None = None) -> dict[str, bytes]:
         """As `read`, with the entry at hand."""
-        wanted = list(entry.members if names is None else names)
-        missing = [name for name in wanted if name not in entry.members]
-        if missing or (names is None and entry.absent):
-            what = f"has no member {some(missing)}" if missing else f"is not in {some(entry.absent)}"
-            raise self._error(entry, 0, "missing_member", what)
-        contents: dict[str, bytes] = {}
-        for layer in {entry.members[name].layer for name in wanted}:
-            contents |= self._read_layer(entry, layer, [name for name in wanted if entry.members[name].layer == layer])
-        return {name: contents[name] for name in wanted}
+        (found,) = self.read_many([entry], names)
+        if isinstance(found, ShardError):
+            raise found
+        return found
 
-    def _read_layer(self, entry: Entry, layer: int, names: list[str]) -> dict[str, bytes]:
-        members = [entry.members[name] for name in names]
-        try:
-            contents = self._tar(layer, entry.shard).read_all([(member.offset, member.offset + member.size) for member in members])
-        except OSError as error:
-            if not self._layers[layer].tars.is_local:
-                raise  # the store is gone, not this clip
-            raise self._error(entry, layer, "unreadable", f"cannot be read: {error.strerror}") from error
-        for name, member, data in zip(names, members, contents, strict=True):
-            if len(data) < member.size:
-                raise self._error(entry, layer, "truncated", f"ends after {len(data)} of the {member.size} bytes of {name}")
-            if crc32(data) != member.crc32:
-                raise self._error(entry, layer, "bad_crc", f"has a damaged {name}: its crc32 is not the sidecar's")
-        return dict(zip(names, contents, strict=True))
+    def read_many(self, entries: Sequence[Entry], names: Iterable[str] | None = None) -> list[dict[str, bytes] | ShardError]:
+        """The members of each clip; where one is missing, cut short or damaged, its ShardError stands in the clip's place.
+
+        Remote clips come together: requests run at once, neighbours share one, and only those that failed are repeated.
+        """
+        names = None if names is None else tuple(names)
+        found = [self._blank(entry, names) for entry in entries]
+        for number, reader in enumerate(self._readers):
+            wanted = [
+                (place, name, entry.members[name])
+                for place, entry in enumerate(entries) if not isinstance(found[place], ShardError)
+                for name in found[place] if entry.members[name].layer == number
+            ]  # fmt: skip
+            contents = reader.read([(entries[place].shard, member) for place, _, member in wanted])
+            for (place, name, member), data in zip(wanted, contents, strict=True):
+                if isinstance(found[place], ShardError):
+                    continue
+                if isinstance(data, bytes) and len(data) == member.size and crc32(data) == member.crc32:
+                    found[place][name] = data
+                else:
+                    found[place] = self._damage(entries[place], name, data)
+        return found
+
+    def _blank(self, entry: Entry, names: Sequence[str] | None) -> dict[str, bytes] | ShardError:
+        """The wanted members, still empty, or the error where the clip lacks one."""
+        wanted = entry.members if names is None else names
+        if missing := [name for name in wanted if name not in entry.members]:
+            return self._error(entry, 0, "missing_member", f"has no member {some(missing)}")
+        if names is None and entry.absent:
+            return self._error(entry, 0, "missing_member", f"is not in {some(entry.absent)}")
+        return dict.fromkeys(wanted, b"")
+
+    def _damage(self, entry: Entry, name: str, data: bytes | OSError) -> ShardError:
+        member = entry.members[name]
+        if isinstance(data, OSError):
+            return self._error(entry, member.layer, "unreadable", f"cannot be read: {data.strerror}")
+        if len(data) < member.size:
+            return self._error(entry, member.layer, "truncated", f"ends after {len(data)} of the {member.size} bytes of {name}")
+        return self._error(entry, member.layer, "bad_crc", f"has a damaged {name}: its crc32 is not the sidecar's")
 
     def _error(self, entry: Entry, layer: int, reason: str, what: str) -> ShardError:
         url = self._layers[layer].tars.url
@@ -253,12 +282,17 @@ class ShardSet:
         shard = int(np.argmax(self.counts > 0))
         if not self.counts[shard]:
             return
-        name, owners = self.shards.name(shard), {}
+        owners: dict[str, str] = {}
         for number, layer in enumerate(self._layers):
-            sidecar = self._sidecar(number, name)
+            sidecar = self._sidecar(number, shard)
             for member in sidecar.members(0) if sidecar.keys else ():
                 if owners.setdefault(member, layer.folder.url) != layer.folder.url:
                     raise ValueError(f"member {member!r} is in {owners[member]} and in {layer.folder.url}; join layers of other names")
+
+
+def _sidecar_of(layers: Sequence[Layer], layer: int, shard: int) -> Sidecar:
+    name = layers[layer].shards.name(shard)
+    return Sidecar(layer, name, read_sidecar(layers[layer].folder, name))
 
 
 def build_index(url: str | os.PathLike[str], settings: dict[str, Any], expected: int | None = None, tars: Folder | None = None) -> ShardSet:

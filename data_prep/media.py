@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import os
@@ -22,13 +23,15 @@ from data_prep.transcoding.timeline import Painter, mono, pictures, sound
 
 __all__ = [
     "ClipError", "ClipFormat", "EncodedClip", "MediaInfo",
-    "decode_audio", "decode_frames", "mux", "probe", "read_video", "transcode",
+    "decode_audio", "decode_frames", "frame_chunks", "mux", "probe", "read_video", "transcode",
 ]  # fmt: skip
 
 _SILENCE_WINDOW = 0.05
 """Seconds: silence is judged in stretches of this length."""
 _FLOOR_DBFS = -120.0
 _AAC_BIT_RATE = 128_000
+CHUNK = 8
+"""Frames decoded before something is done with them: as many as a processor's cache holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,28 @@ def decode_frames(mp4: bytes, start: int = 0, count: int | None = None) -> np.nd
 
     Decodes from the key frame before `start` on. ClipError too_short where the clip has fewer frames.
     """
-    taken: list[np.ndarray] = []
+    return np.concatenate(list(frame_chunks(mp4, start, count)))
+
+
+def frame_chunks(mp4: bytes, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+    """As `decode_frames`, a few frames at a time: what is done with them next finds them in the processor's cache."""
+    taken, chunk = 0, list[np.ndarray]()
+    for frame in _frames(mp4, start):
+        chunk.append(frame)
+        taken += 1
+        if taken == count:
+            break
+        if len(chunk) == CHUNK:
+            yield np.stack(chunk)
+            chunk = []
+    if taken < (count or 1):
+        raise ClipError("too_short", f"frames {start} to {start + (count or 1)} are wanted, the clip has no more than {start + taken}")
+    if chunk:
+        yield np.stack(chunk)
+
+
+def _frames(mp4: bytes, start: int) -> Iterator[np.ndarray]:
+    """The frames from `start` on."""
     reformatter = VideoReformatter()
     with opened(mp4) as media:
         video = video_stream(media)
@@ -157,32 +181,40 @@ def decode_frames(mp4: bytes, start: int = 0, count: int | None = None) -> np.nd
         if start:
             media.seek(int(start / rate / video.time_base), stream=video)
         for frame in media.decode(video):
-            if round(frame.pts * video.time_base * rate) < start:
-                continue
-            taken.append(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
-            if len(taken) == count:
-                break
-    if len(taken) < (count or 1):
-        raise ClipError("too_short", f"frames {start} to {start + (count or 1)} are wanted, the clip has no more than {start + len(taken)}")
-    return np.stack(taken)
+            if round(frame.pts * video.time_base * rate) >= start:
+                yield reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
 
 def decode_audio(flac: bytes, start: int = 0, count: int | None = None) -> np.ndarray:
     """Samples start .. start + count (count None: to the end) of a shard's clip: (N,) float32 in [-1, 1].
 
-    ClipError too_short where the clip has fewer samples.
+    Decodes from the FLAC frame before `start` on. ClipError too_short where the clip has fewer samples.
     """
     stop = None if count is None else start + count
-    chunks, length = [], 0
-    with opened(flac) as media:
-        for frame in media.decode(audio=0):
-            chunks.append(mono(frame))
-            length += len(chunks[-1])
-            if stop is not None and length >= stop:
-                break
-    if length < (stop or start + 1):
+    first, waveform = _sound_from(flac, start, stop)
+    if not first <= start < first + len(waveform):
+        first, waveform = _sound_from(flac, 0, stop)
+    if (length := first + len(waveform)) < (stop or start + 1):
         raise ClipError("too_short", f"samples {start} to {stop or start + 1} are wanted, the clip ends after {length}")
-    return np.concatenate(chunks)[start:stop]
+    return waveform[start - first : None if stop is None else stop - first]
+
+
+def _sound_from(flac: bytes, start: int, stop: int | None) -> tuple[int, np.ndarray]:
+    """Samples up to `stop` or later and the number of the first, `start` or one before it; others, or none, where FFmpeg got lost."""
+    chunks, first, end = [np.empty(0, np.float32)], 0, 0
+    with opened(flac) as media:
+        audio = media.streams.audio[0]
+        if 0 < start < (audio.duration or 0):
+            with contextlib.suppress(OSError):  # it takes some noise for frames, and then finds none
+                media.seek(start, stream=audio)
+        for frame in media.decode(audio):
+            if not end:
+                first = end = frame.pts  # every FLAC frame says which sample it begins with
+            chunks.append(mono(frame))
+            end += len(chunks[-1])
+            if stop is not None and end >= stop:
+                break
+    return first, np.concatenate(chunks)
 
 
 def mux(video: Source, waveform: Any, sample_rate: int, out: str | os.PathLike[str]) -> None:

@@ -37,8 +37,6 @@ class ShardPlan:
 class Survey:
     """What one walk over a manifest tells: hashes, and the split of every row in a byte."""
 
-    rows: int
-    """Number of rows."""
     hash: str
     """SHA-256 of the contents."""
     keys: str
@@ -65,7 +63,12 @@ class Survey:
         order = sorted(names)
         place = np.array([order.index(name) for name in names], np.uint8)
         codes = place[np.concatenate(codes)] if codes else np.zeros(0, np.uint8)
-        return cls(len(codes), contents.hexdigest(), hex_digest(keys), seconds / known if known else None, order, codes)
+        return cls(contents.hexdigest(), hex_digest(keys), seconds / known if known else None, order, codes)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self._codes)
 
     @cached_property
     def counts(self) -> dict[str, int]:

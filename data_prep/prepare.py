@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from data_prep.index import ShardSet, build_index
 from data_prep.layout import SETTINGS_FILE, read_json
 from data_prep.manifest import Manifest, ManifestRow
 from data_prep.media import ClipFormat
+from data_prep.parallel import in_order
 from data_prep.plan import ShardPlan, Survey, plan_shards, rows_of, walks
 from data_prep.settings import PrepareConfig
 from data_prep.shards import ShardWriter, shard_name
@@ -96,7 +97,9 @@ def prepare_shards(
         plans = plan_shards(survey.counts, rows_per_shard)
         _claim(folder, _record(survey, settings, rows_per_shard, len(plans)))
         present, mine = folder.sizes(), plans[index::count]
-        todo = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" not in present or _failed(folder, plan, redo)]
+        there = [plan for plan in mine if f"{shard_name(plan.number)}.parquet" in present]
+        done = set(there) - _failed(folder, there, redo)
+        todo = [plan for plan in mine if plan not in done]
         counts, worse = _write_shards(folder, _rows(manifest, survey, todo, settings.seed), todo, settings, workers, progress)
     if count == 1:
         index_shards(folder.url)
@@ -193,9 +196,12 @@ class _Worse(Exception):
     """A shard that is there has clips that could not be made now."""
 
 
-def _failed(folder: Folder, plan: ShardPlan, reasons: Collection[str]) -> bool:
-    """Whether clips of a shard that is there failed for one of the reasons."""
-    return bool(reasons) and any(status == "failed" and reason in reasons for _, status, reason in _fates(folder, plan))
+def _failed(folder: Folder, plans: Sequence[ShardPlan], reasons: Collection[str]) -> set[ShardPlan]:
+    """Those of the shards, all of which are there, that have clips which failed for one of the reasons."""
+    if not reasons:
+        return set()
+    fates = in_order(lambda plan: any(status == "failed" and reason in reasons for _, status, reason in _fates(folder, plan)), plans)
+    return {plan for plan, failed in zip(plans, fates, strict=True) if failed}
 
 
 def _good_keys(folder: Folder, plan: ShardPlan) -> set[str]:

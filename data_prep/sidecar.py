@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,8 +23,7 @@ class ShardError(RuntimeError):
         self.shard, self.key, self.reason = shard, key, reason
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """Where one file of a clip lies: offset of its data in the tar, size in bytes, checksum, and the layer whose tar it is."""
 
     offset: int
@@ -66,9 +64,9 @@ def sidecar_hash(table: pa.Table) -> str:
 class Sidecar:
     """The good rows of one shard, by row and by key."""
 
-    def __init__(self, layer: int, table: pa.Table):
+    def __init__(self, layer: int, shard: str, table: pa.Table):
         good = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
-        self._layer, self.keys = layer, good["key"].to_pylist()
+        self.shard, self._layer, self.keys = shard, layer, good["key"].to_pylist()
         lists = pa.concat_arrays(good["members"].chunks) if len(good) else pa.array([], CORE_COLUMNS["members"])
         self._first = lists.offsets.to_pylist()
         self._names = lists.values.field("name").to_pylist()
@@ -82,17 +80,37 @@ class Sidecar:
 
     def members(self, row: int) -> dict[str, Member]:
         """The clip's files by extension."""
+        offsets, sizes, checksums = self._places
         span = range(self._first[row], self._first[row + 1])
-        return {self._names[i]: Member(*(place[i] for place in self._places), self._layer) for i in span}
+        return {self._names[i]: Member(offsets[i], sizes[i], checksums[i], self._layer) for i in span}
 
-    def columns(self, row: int) -> dict[str, Any]:
+    def columns(self, row: int) -> Columns:
         """What the sidecar says beside key, status and members."""
-        return {name: values[row] for name, values in self._values.items()}
+        return Columns(self, row)
 
     @cached_property
-    def _values(self) -> dict[str, list[Any]]:
+    def values(self) -> dict[str, list[Any]]:
+        """Column -> its values."""
         # All rows at once: Arrow takes longer to hand out one value than to hand out a hundred.
         return {name: column.to_pylist() for name, column in zip(self._rest.column_names, self._rest.columns, strict=True)}
+
+
+class Columns(Mapping[str, Any]):
+    """The other columns of one row, looked up when asked for: most readers want one or two of twenty."""
+
+    __slots__ = ("_row", "_sidecar")
+
+    def __init__(self, sidecar: Sidecar, row: int):
+        self._sidecar, self._row = sidecar, row
+
+    def __getitem__(self, name: str) -> Any:
+        return self._sidecar.values[name][self._row]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sidecar.values)
+
+    def __len__(self) -> int:
+        return len(self._sidecar.values)
 
 
 class TarRanges:
@@ -108,14 +126,6 @@ class TarRanges:
         if self._descriptor is None:
             return self._folder.read_range(self._name, start, stop)
         return read_descriptor(self._descriptor, start, stop)
-
-    def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Several ranges of one clip: they lie side by side, so one request takes them all where the file is remote."""
-        if self._descriptor is not None:
-            return [self.read(start, stop) for start, stop in ranges]
-        first = min(start for start, _ in ranges)
-        data = self.read(first, max(stop for _, stop in ranges))
-        return [data[start - first : stop - first] for start, stop in ranges]
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:

@@ -56,14 +56,15 @@ class Folder:
     """
 
     def __init__(self, url: str | os.PathLike[str]):
-        self.url = without_credentials(os.fspath(url)).rstrip("/")
+        url = without_credentials(os.fspath(url))
+        self.url = url.rstrip("/") if url.rstrip("/").rpartition(":")[2] else url  # of "/" and "file:///" nothing would be left
         filesystem, root = fsspec.core.url_to_fs(self.url)
-        self.root = root.rstrip("/")
+        self.root = root.rstrip("/") or root
         self.is_local = isinstance(filesystem, LocalFileSystem)
 
     def path(self, name: str) -> str:
         """The path of `name` in the terms of the file system behind the URL."""
-        return f"{self.root}/{name}"
+        return f"{self.root.rstrip('/')}/{name}"
 
     def sizes(self) -> dict[str, int]:
         """Name -> bytes of every file directly in the folder; empty where the folder does not exist."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from data_prep.decoding import DecodedCache, Sample
 from data_prep.index import ShardError, ShardSet
@@ -28,7 +27,7 @@ _ATTEMPTS = 16
 class ClipStream:
     """Batches for ever: at each step rank r of W takes its slice of the next `batch_size` positions of the order.
 
-    decode: `(raw, entry, random) -> {name: tensor}` as in data_prep.decoding; `random` depends on (seed, position) alone.
+    decode: `(raw, entry, random) -> {name: tensor}` as in data_prep.decoding; what `random()` gives depends on (seed, position) alone.
     batch_size: clips of all ranks together; a multiple of world_size.
     window: shards mixed at a time (data_prep.order). weights: whole numbers, the shares of several sets; None makes them one.
     quarantine: local JSON-lines file of unreadable clips; each is replaced by another, the same after every restart.
@@ -166,7 +165,7 @@ def one_pass(
     """
     total = len(shards) if limit is None else min(limit, len(shards))
     first, last = total * rank // world_size, total * (rank + 1) // world_size
-    make = _PassBatches(ClipReader([shards], decode), np.cumsum(shards.counts), first, last, batch_size)
+    make = _PassBatches(ClipReader([shards], decode), shards.counts.cumsum().tolist(), first, last, batch_size)
     for batch, bad in load(make, -(-(last - first) // batch_size), workers, shards.is_local, clip_timeout):
         for clip in bad:
             if on_bad is None:
@@ -207,7 +206,7 @@ class _PassBatches:
     """Step -> the clips of one stretch of the index order."""
 
     reader: ClipReader
-    ends: np.ndarray
+    ends: list[int]
     first: int
     last: int
     batch_size: int
@@ -226,5 +225,5 @@ class _PassBatches:
         return collate(samples), bad
 
     def _place(self, position: int) -> Place:
-        shard = int(np.searchsorted(self.ends, position, side="right"))
-        return Place(0, shard, position - int(self.ends[shard - 1] if shard else 0))
+        shard = bisect_right(self.ends, position)
+        return Place(0, shard, position - (self.ends[shard - 1] if shard else 0))

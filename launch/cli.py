@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from data_prep.remote.urls import redacted
+from launch.generate import generate
 from launch.launchers import launch
 from launch.prep import prep
 
@@ -24,7 +25,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the reci
 @app.command()
 def train(
     stage: Annotated[str, typer.Argument(help="autoencoder, contrastive, generative or preference.")],
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one that ships: demo, vggsound.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one that ships: demo, rendered, vggsound, mmaudio_finetune.")],
     overrides: Overrides = None,
 ):
     """Train one stage of a recipe, or resume it."""
@@ -38,7 +39,7 @@ def train(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one that ships: demo, vggsound.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one that ships: demo, rendered, vggsound, mmaudio_finetune.")],
     overrides: Overrides = None,
 ):
     """Run the whole chain; what is complete is skipped, what was interrupted resumes."""
@@ -50,28 +51,19 @@ def run(
         typer.echo(f"next: foleyscale evaluate --run {folder}, foleyscale generate --run {folder} --out sounds VIDEO...")
 
 
-@app.command()
-def generate(
-    videos: Annotated[list[Path], typer.Argument(help="Video files of any length.")],
-    run_folder: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the videos with sound.")],
-    seed: Annotated[int, typer.Option(help="Another seed gives another sound.")] = 0,
-    stage: Annotated[str | None, typer.Option(help="Generator to use: generative, or preference/round-N; the last by default.")] = None,
-):
-    """Give videos their sound; the pictures are copied, not re-encoded."""
-    from pipelines.generate import SoundModel, generate_file
+app.command()(generate)
 
-    for video in videos:
-        if not video.is_file():
-            raise ValueError(f"{video}: no such video file")
-    if len({video.stem for video in videos}) < len(videos):
-        raise ValueError("two of the videos have the same name, and so would their results: generate them into different folders")
-    model = SoundModel.from_run(run_folder, _device(), stage)
-    out.mkdir(parents=True, exist_ok=True)
-    for video in videos:
-        target = out / f"{video.stem}.mp4"
-        generate_file(model, video, target, seed)
-        typer.echo(f"{target} ({model.vocoder.name})")
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, such as mmaudio_small_16k.pth.")],
+    stage: Annotated[str | None, typer.Option(help="Generator to take; the last by default.")] = None,
+):
+    """Write a run's generator under the names of MMAudio's checkpoints."""
+    from pipelines.published import export_public
+
+    typer.echo(f"{out}: {export_public(run_folder, out, stage)}")
 
 
 @app.command()
@@ -90,11 +82,36 @@ def evaluate(run_folder: Annotated[Path, typer.Option("--run", help="Folder of a
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("demo"),
     overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A handful of clips and steps, about a minute: does everything run?")] = False,
 ):
     """The whole chain on rendered clips, on a CPU, in a quarter of an hour: videos that sound, and a report."""
     from launch.demo import run_demo
 
-    _exit_by(run_demo(out, overrides or (), typer.echo))
+    _exit_by(run_demo(out, overrides or (), typer.echo, smoke=smoke))
+
+
+@app.command()
+def status(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]):
+    """Say where each stage of a run stands, from any shell that sees its folder."""
+    from launch.status import status_lines
+
+    for line in status_lines(run_folder):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option("--folder", help="Folder that the run will be in.")] = Path("."),
+    url: Annotated[str | None, typer.Option("--url", help="Folder of data that must be within reach, such as s3://bucket/shards.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")] = False,
+):
+    """Look at this machine before a long run: a line per check with what to do; exits 1 where something has to be mended."""
+    from launch.doctor import examine, report
+
+    checks = examine(folder, url)
+    typer.echo(report(checks, as_json))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(1)
 
 
 def main() -> None:

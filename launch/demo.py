@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -17,20 +17,36 @@ from data_prep.prepare import prepare_shards
 from data_prep.readers.rendered import read_rendered
 from data_prep.rendering.config import RenderConfig
 from pipelines.config import Recipe
+from pipelines.config.evaluation import BarsConfig
 from pipelines.evaluate import evaluate, table
 from pipelines.metrics.statistics import Bar
 from pipelines.recipes import load_recipe
 from pipelines.report import write_report
 
 CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 192, 32
+SMOKE_CLIPS, SMOKE_HELDOUT = 24, 8
+SMOKE = (
+    *(f"{stage}.train.{change}" for stage in ("autoencoder", "contrastive", "generative", "preference")
+      for change in ("steps=4", "batch_size=4", "checkpoint_every=2", "log_every=1", "optimiser.warmup_steps=1")),
+    "features.statistics_clips=8", "features.batch_size=8", "generative.sampling_steps=2", "preference.videos=8",
+    "preference.candidates=2", f"evaluation.clips={SMOKE_HELDOUT}", "evaluation.examples=2",
+    *(f"evaluation.bars.{bar.name}=null" for bar in fields(BarsConfig)),
+)  # fmt: skip
+"""Changes to the recipe that leave every part of the chain and little of its work."""
 
 
-def run_demo(out: Path, overrides: Sequence[str], say: Callable[[str], None]) -> list[Bar]:
-    """Render, prepare, train every stage, generate and measure, all below `out`; run again, it goes on where it stopped."""
+def run_demo(out: Path, overrides: Sequence[str], say: Callable[[str], None], *, smoke: bool = False) -> list[Bar]:
+    """Render, prepare, train every stage, generate and measure, all below `out`; run again, it goes on where it stopped.
+
+    `smoke`: a handful of clips and steps, to see that everything runs; its figures mean nothing, so it has no bars.
+    """
     started = time.perf_counter()
-    changes = [f"out={out}", "name=run", f"data={out / 'shards'}", *overrides]
+    out = out / "smoke" if smoke else out  # a demo in the same folder must find nothing of this
+    changes = [f"out={out}", "name=run", f"data={out / 'shards'}", *(SMOKE if smoke else ()), *overrides]
     recipe = load_recipe("demo", changes)
-    prepare(out, recipe, say)
+    if smoke:
+        say("smoke: a handful of clips and steps shows that everything runs; the figures mean nothing and no bar is set")
+    prepare(out, recipe, say, *((SMOKE_CLIPS, SMOKE_HELDOUT) if smoke else (CLIPS, HELDOUT)))
     train(changes)
     bars = evaluate(recipe.folder, torch.device("cpu"), recipe)
     say(table(recipe.folder))
@@ -40,15 +56,15 @@ def run_demo(out: Path, overrides: Sequence[str], say: Callable[[str], None]) ->
     return bars
 
 
-def prepare(out: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
+def prepare(out: Path, recipe: Recipe, say: Callable[[str], None], clips: int, heldout: int) -> None:
     """Draw the clips and write their shards, where that is not done yet."""
     shards, manifest, workers = out / "shards", out / "manifest.parquet", _processes()
     if (shards / "dataset.json").exists():
         return
     clip = recipe.clip
     settings = RenderConfig(size=clip.size, seconds=clip.seconds, sample_rate=clip.sample_rate)
-    say(f"drawing {CLIPS + HELDOUT} clips of sounding events")
-    write_manifest(read_rendered(out / "clips", CLIPS, seed=recipe.seed, heldout=HELDOUT, settings=settings, workers=workers), manifest)
+    say(f"drawing {clips + heldout} clips of sounding events")
+    write_manifest(read_rendered(out / "clips", clips, seed=recipe.seed, heldout=heldout, settings=settings, workers=workers), manifest)
     say("cutting them into shards")
     say(str(prepare_shards(manifest, shards, replace(recipe.preparation, rows_per_shard=ROWS_PER_SHARD), workers=workers)))
 
@@ -56,9 +72,10 @@ def prepare(out: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
 def train(changes: Sequence[str]) -> None:
     """Run the chain in as many processes as there are cores, at most two: on small models they use the cores better than threads do."""
     processes = _processes()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "launch.cli"]
+    # By number: in a container or on a laptop this machine's name may have no address, and torchrun would wait ten minutes for one.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", f"--nproc_per_node={processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher, "run", "demo", *changes], env=environment)
+    done = subprocess.run([sys.executable, *launcher, "-m", "launch.cli", "run", "demo", *changes], env=environment)
     if done.returncode:
         raise RuntimeError(f"the chain stopped with exit code {done.returncode} and the message above; the same command resumes it")
 

@@ -31,6 +31,12 @@ class Conditions:
     """Fast tokens that carry the timing (B, Ts, Ds)."""
     text: Tensor | None = None
     """Text tokens (B, Tt, Dt)."""
+    segments: Tensor | None = None
+    """No condition: the segment embeddings (B, S, D) that the reward compares, where a contrastive encoder looked at the pictures."""
+
+    def filled(self) -> dict[str, Tensor]:
+        """The conditions that are there, by name."""
+        return {name: value for name in SLOTS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,10 @@ class EncoderConditioner(Conditioner):
     def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
         """Conditions alone, for callers that do not know which conditioner they have."""
         pictures = self.pictures(frames)
-        return Conditions() if pictures is None else self(pictures)[0]
+        if pictures is None:
+            return Conditions()
+        conditions, segments = self(pictures)
+        return Conditions(clip=conditions.clip, sync=conditions.sync, segments=segments)
 
     def sizes(self, seconds: float) -> dict[str, int]:
         """One group of synchrony tokens per segment."""
@@ -214,7 +223,8 @@ class CombinedConditioner(Conditioner):
     def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
         """Every slot from its conditioner."""
         made = [part.conditions(frames, text) for part in self.parts]
-        return Conditions(**{name: getattr(made[index], name) for name, index in self.sources.items()})
+        segments = next((each.segments for each in made if each.segments is not None), None)
+        return Conditions(**{name: getattr(made[index], name) for name, index in self.sources.items()}, segments=segments)
 
     def sizes(self, seconds: float) -> dict[str, int]:
         """Of the slots that are filled."""

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+try:
+    from flash_attn import flash_attn_func
+except ImportError:  # not installed, or built for another torch
+    flash_attn_func = None
+
+Method = TypeVar("Method", bound=Callable)
+
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles, each (N, head_dim / 2) in float32."""
+
+
+def inside_forward(method: Method) -> Method:
+    """Let a method of a module run as its forward, between the hooks: there, and nowhere else, ZeRO-3 gathers the module's own weights."""
+
+    @functools.wraps(method)
+    def run(self: nn.Module, *args, **kwargs):
+        def once(*args, **kwargs):
+            del self.forward  # back to the class's own, for the calls within
+            return method(self, *args, **kwargs)
+
+        self.forward = once
+        try:
+            return self(*args, **kwargs)
+        finally:
+            vars(self).pop("forward", None)  # a hook raised before
+
+    return run
 
 
 class ChannelLastConv1d(nn.Conv1d):
@@ -86,9 +114,17 @@ class AttentionHeads(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (B, H, N, head_dim) heads, merged to (B, N, D)."""
+    if attention_kernel(q.device.type, q.dtype, q.shape[-1], installed=flash_attn_func is not None) == "flash_attn":
+        return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).flatten(2)
     # Strided inputs crash the backward pass of some fused kernels (pytorch#133974).
     attended = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
     return attended.transpose(1, 2).flatten(2)
+
+
+def attention_kernel(device: str, dtype: torch.dtype, head_dim: int, installed: bool) -> str:
+    """"flash_attn" where that package is `installed` and takes the heads: half precision on CUDA, up to 256 wide; "sdpa" elsewhere."""
+    fits = device == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim <= 256 and head_dim % 8 == 0
+    return "flash_attn" if installed and fits else "sdpa"
 
 
 class TimestepEmbedding(nn.Module):

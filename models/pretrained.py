@@ -12,25 +12,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from models.checkpoints import first_names, fitted
 from models.codecs import autoencoder
 from models.codecs.autoencoder import MelVAE
+from models.codecs.bigvgan import load_bigvgan as load_bigvgan
 from models.encoders import slowfast, synchformer
+from models.encoders.clip import load_clip as load_clip
 from models.encoders.slowfast import SlowFast
 from models.encoders.synchformer import Synchformer
 from models.generators import mmdit
-from models.generators.mmdit import MMDiT
+from models.generators.mmdit import MMDiT, MMDiTConfig
 
 __all__ = [
-    *("load_mmaudio", "load_mmaudio_vae", "load_slowfast_r50", "load_synchformer"),
-    *("load_weights", "save_weights"),
+    *("load_bigvgan", "load_clip", "load_mmaudio", "load_mmaudio_vae", "load_slowfast_r50", "load_synchformer"),
+    *("MMAUDIO_VARIANTS", "export_mmaudio", "mmaudio_variant", "load_weights", "save_weights"),
 ]
 
 M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
+MMAUDIO_VARIANTS = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
+"""Presets of MMDiT whose weights are published."""
 
 _MMAUDIO_CONSTANTS = ("t_embed.freqs", "latent_rot", "clip_rot")
 """Tables that old MMAudio checkpoints hold and the model computes."""
@@ -39,10 +45,28 @@ _SYNCHFORMER_VISUAL = "vfeat_extractor."
 """Prefix of the visual encoder in Synchformer's checkpoints."""
 
 
-def load_mmaudio(state_dict: Mapping[str, Tensor], preset: str) -> MMDiT:
-    """Generator of a public MMAudio checkpoint (mmaudio_<preset>.pth)."""
+def load_mmaudio(state_dict: Mapping[str, Tensor], preset: str | MMDiTConfig) -> MMDiT:
+    """Generator of a public MMAudio checkpoint (mmaudio_<preset>.pth); a config in the preset's place may have other lengths than it."""
     state = {name: value for name, value in state_dict.items() if name not in _MMAUDIO_CONSTANTS}
-    return fitted(MMDiT(_preset(mmdit.PRESETS, preset)), state, f"MMAudio checkpoint for {preset}")
+    own = isinstance(preset, MMDiTConfig)
+    config, name = (preset, "this config") if own else (_preset(mmdit.PRESETS, preset), preset)
+    return fitted(MMDiT(config), state, f"MMAudio checkpoint for {name}")
+
+
+def export_mmaudio(model: MMDiT) -> dict[str, Tensor]:
+    """State dict as MMAudio's own code loads it, for `torch.save` to mmaudio_<variant>.pth; ValueError where it is none of its variants."""
+    mmaudio_variant(model)
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def mmaudio_variant(model: MMDiT) -> str:
+    """Which of MMAudio's published variants has the weights of `model`; how long its sequences are does not matter."""
+    shapes = _shapes(model)
+    for variant in MMAUDIO_VARIANTS if not model.config.final_layer_extended_condition else ():
+        with torch.device("meta"):
+            if _shapes(MMDiT(mmdit.PRESETS[variant])) == shapes:
+                return variant
+    raise ValueError(f"this generator has the sizes of none of MMAudio's variants ({', '.join(MMAUDIO_VARIANTS)}): its code cannot load it")
 
 
 def load_mmaudio_vae(state_dict: Mapping[str, Tensor], preset: str) -> MelVAE:
@@ -90,6 +114,10 @@ def load_weights(make: Callable[[Any], M], config_cls: type, folder: str | Path)
             raise FileNotFoundError(f"{folder / name} is missing: name a folder written by save_weights, such as a stage's export")
     config = _config(config_cls, json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
     return fitted(make(config), safetensors.torch.load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
 def _preset(presets: Mapping[str, Any], name: str) -> Any:

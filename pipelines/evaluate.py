@@ -15,17 +15,20 @@ import torch
 
 from data_prep.index import ShardSet
 from data_prep.media import mux
+from models.objectives.flow_dpo import segment_score
 from pipelines.config import BarsConfig, Recipe
 from pipelines.engine.checkpoint import write_atomically
-from pipelines.generate import SoundModel, generator_export
-from pipelines.heldout import HeldOut, Sounded, sound_heldout
+from pipelines.heldout import SHIFT, HeldOut, Sounded, sound_heldout
 from pipelines.metrics.retrieval import recall_at_k, right_segment_accuracy
 from pipelines.metrics.statistics import Bar, Paired, paired, shuffled_partner
+from pipelines.sounding import SoundModel, generator_export
 from pipelines.stages.autoencoder import relative_l1
 from pipelines.stages.contrastive import clip_embeddings
 from pipelines.stages.generative import FlowModel, flow_losses
 
 GALLERY = 64
+ENCODER, GENERATOR = "contrastive stage", "generative stage"
+"""Where to look when a bar is missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Figure:
     value: float
     """The measurement, or the mean paired difference."""
     standard_error: float | None = None
-    """Of a difference."""
+    """Of a share or a difference."""
     note: str = ""
     """Control, chance level and number of clips."""
 
@@ -49,62 +52,88 @@ def evaluate(run: Path, device: torch.device, recipe: Recipe | None = None) -> l
     held = HeldOut.encode(last, recipe)
     partner = shuffled_partner(len(held), recipe.seed)
     before, after = sound_heldout(base, held, partner), sound_heldout(last, held, partner)
-    figures, bars = _encoders(recipe, base, held)
-    more_figures, more_bars = _generator(recipe.evaluation.bars, base, held, before)
-    figures += more_figures + _preference(before, after)
-    bars = [bar for bar in bars + more_bars if bar]
+    parts = [_retrieval(recipe, held), _timing(recipe, base, held)] if held.judged else []
+    parts += [_autoencoder(recipe, base, held), _flow(recipe.evaluation.bars, base, held), _sounds(recipe.evaluation.bars, before)]
+    figures = [figure for part, _ in parts for figure in part] + _preference(before, after)
+    bars = [bar for _, part in parts for bar in part if bar]
     found = {"bars": [dataclasses.asdict(bar) for bar in bars], "figures": [dataclasses.asdict(figure) for figure in figures],
              "examples": _examples(run, recipe, held, after), "environment": _environment(device, run)}
     write_atomically(run / "evaluation.json", json.dumps(found, indent=1))
     return bars
 
 
-def _encoders(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
-    """Retrieval, right segment, and the autoencoder."""
-    limits, gallery = recipe.evaluation.bars, min(GALLERY, len(held))
-    video, audio = clip_embeddings(held.video), clip_embeddings(held.audio)
-    recalls = [recall_at_k(video, audio, k, gallery, recipe.evaluation.galleries) for k in (1, 5, 10) if k <= gallery]
-    where = f"{recipe.evaluation.galleries} galleries of {gallery}, both directions"
-    right = right_segment_accuracy(held.video.cpu().numpy(), held.audio.cpu().numpy())
-    segments = held.video.shape[1]
-    with torch.no_grad():
-        decoded = torch.cat([model.vae.decode(part.transpose(1, 2)) for part in held.latent.split(recipe.features.batch_size)])
-    ratio = relative_l1(decoded, held.mel)
-    figures = [
-        *(Figure(name=f"retrieval R@{recall.k}", value=recall.value, note=f"chance {recall.chance:.3f}, {where}") for recall in recalls),
-        Figure(name="right segment of a clip", value=float(right.mean()), standard_error=float(right.std(ddof=1) / np.sqrt(len(right))),
-               note=f"chance {1 / segments:.3f}, {segments} segments"),
-        Figure(name="autoencoder L1, relative", value=ratio, note="1 is the per-band mean"),
-    ]
+def _autoencoder(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
+    """How near the decoded log-mels come."""
+    latents = held.features["latent_mean"].split(recipe.features.batch_size)
+    ratio = relative_l1(torch.cat([model.mel(part) for part in latents]), held.mel)
+    return ([Figure(name="autoencoder L1, relative", value=ratio, note="1 is the per-band mean")],
+            [_bar("autoencoder L1, relative", ratio, "<=", recipe.evaluation.bars.autoencoder_ratio, "autoencoder stage")])
+
+
+def _retrieval(recipe: Recipe, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
+    """Whether the encoder finds a clip's sound among those of others."""
+    gallery, galleries = min(GALLERY, len(held)), recipe.evaluation.galleries
+    video, audio = clip_embeddings(held.judged["video"]), clip_embeddings(held.judged["audio"])
+    recalls = [recall_at_k(video, audio, k, gallery, galleries) for k in (1, 5, 10) if k <= gallery]
+    where = f"{galleries} galleries of {gallery}, both directions"
+    figures = [Figure(name=f"retrieval R@{found.k}", value=found.value, note=f"chance {found.chance:.3f}, {where}") for found in recalls]
     times_chance = recalls[0].value / recalls[0].chance
-    bars = [_bar("retrieval R@1, times chance", times_chance, ">=", limits.retrieval_times_chance, "contrastive stage"),
-            _bar("autoencoder L1, relative", ratio, "<=", limits.autoencoder_ratio, "autoencoder stage")]
+    return figures, [_bar("retrieval R@1, times chance", times_chance, ">=", recipe.evaluation.bars.retrieval_times_chance, ENCODER)]
+
+
+def _timing(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
+    """Whether the encoder hears when, not only what: a clip's own segments, and its sound out of time."""
+    limits, score, (video, audio) = recipe.evaluation.bars, recipe.preference.score, (held.judged[name] for name in ("video", "audio"))
+    segments = video.shape[1]
+    if segments < 2:
+        return [], []
+    right = right_segment_accuracy(video.cpu().numpy(), audio.cpu().numpy())
+    cosines = (model.reward.similarity(video[:, :-1], sound) for sound in (audio[:, :-1], held.judged["shifted"]))
+    true, shifted = (segment_score(cosine, score) for cosine in cosines)
+    prefers, name = (true > shifted).float().cpu().numpy(), f"true sound over itself {SHIFT:g} s out of time"
+    figures = [_share("right segment of a clip", right, f"chance {1 / segments:.3f}, {segments} segments"),
+               _share(name, prefers, f"chance 0.5, {score} of {segments - 1} segments")]
+    times_chance = float(right.mean()) * segments
+    bars = [_bar("right segment, times chance", times_chance, ">=", limits.right_segment_times_chance, ENCODER),
+            _bar(name, float(prefers.mean()), ">=", limits.shift_preference, ENCODER)]
     return figures, bars
 
 
-def _generator(limits: BarsConfig, model: SoundModel, held: HeldOut, sounded: Sounded) -> tuple[list[Figure], list[Bar | None]]:
-    """Whether the generator listens to the video: flow loss, reward and onsets against shuffled videos."""
-    features = {"latent_mean": held.latent, "clip": held.clip, "sync": held.sync}
-    right, wrong = (losses.numpy() for losses in flow_losses(FlowModel(model.generator).eval(), features, model.device))
-    flow, reward = paired(wrong, right), paired(sounded.reward, sounded.reward_shuffled)
-    onsets = paired(sounded.onset_f1, sounded.onset_f1_shuffled)
-    figures = [
-        Figure(name="flow loss, right video", value=float(right.mean()), note=f"{len(held)} clips"),
-        _difference("flow loss, shuffled minus right video", flow),
-        _difference("reward, own minus shuffled video", reward),
-        _difference("onset F1, own minus shuffled clip", onsets, f"own {sounded.onset_f1.mean():.3f}, within 100 ms"),
-    ]
-    bars = [_bar("flow loss rise with shuffled videos", flow.difference / float(right.mean()), ">=", limits.flow_gap, "generative stage"),
-            _bar("flow loss rise, standard errors", flow.sigmas, ">=", limits.flow_gap_sigmas, "generative stage"),
-            _bar("reward of own over shuffled video, standard errors", reward.sigmas, ">=", limits.reward_gap_sigmas, "generated sound")]
+def _flow(limits: BarsConfig, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
+    """Whether the generator looks at the video at all."""
+    right, wrong = (losses.numpy() for losses in flow_losses(FlowModel(model.generator).eval(), held.features, model.device))
+    flow = paired(wrong, right)
+    figures = [Figure(name="flow loss, right video", value=float(right.mean()), note=f"{len(held)} clips"),
+               _difference("flow loss, shuffled minus right video", flow)]
+    bars = [_bar("flow loss rise with shuffled videos", flow.difference / float(right.mean()), ">=", limits.flow_gap, GENERATOR),
+            _bar("flow loss rise, standard errors", flow.sigmas, ">=", limits.flow_gap_sigmas, GENERATOR)]
+    return figures, bars
+
+
+def _sounds(limits: BarsConfig, sounded: Sounded) -> tuple[list[Figure], list[Bar | None]]:
+    """Whether the sounds fit their videos better than others'."""
+    onsets, own = paired(sounded.onset_f1, sounded.onset_f1_shuffled), f"own {sounded.onset_f1.mean():.3f}, within 100 ms"
+    figures = [_difference("onset F1, own minus shuffled clip", onsets, own)]
+    bars = [_bar("onset F1 above shuffled clips", onsets.difference, ">=", limits.onset_gap, GENERATOR),
+            _bar("onset F1 above shuffled clips, standard errors", onsets.sigmas, ">=", limits.onset_gap_sigmas, GENERATOR)]
+    if sounded.reward is not None:
+        reward = paired(sounded.reward, sounded.reward_shuffled)
+        figures.insert(0, _difference("reward, own minus shuffled video", reward))
+        bars.insert(0, _bar("reward of own over shuffled video, standard errors", reward.sigmas, ">=", limits.reward_gap_sigmas, GENERATOR))
     return figures, bars
 
 
 def _preference(before: Sounded, after: Sounded) -> list[Figure]:
     """What the preference rounds changed, clip by clip, from the same noise."""
-    return [_difference("reward, after minus before preference", paired(after.reward, before.reward), f"before {before.reward.mean():.4f}"),
-            _difference("onset F1, after minus before preference", paired(after.onset_f1, before.onset_f1),
-                        f"before {before.onset_f1.mean():.3f}")]
+    figures = [] if before.reward is None else [
+        _difference("reward, after minus before preference", paired(after.reward, before.reward), f"before {before.reward.mean():.4f}")]
+    note = f"before {before.onset_f1.mean():.3f}"
+    return [*figures, _difference("onset F1, after minus before preference", paired(after.onset_f1, before.onset_f1), note)]
+
+
+def _share(name: str, values: np.ndarray, note: str) -> Figure:
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    return Figure(name=name, value=float(values.mean()), standard_error=error, note=f"{note}, {len(values)} clips")
 
 
 def _difference(name: str, found: Paired, note: str = "") -> Figure:

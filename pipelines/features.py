@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import track
 
-from data_prep.audio import log_mel
 from data_prep.index import ShardSet, build_index
 from data_prep.shards import ShardWriter
 from data_prep.stream import one_pass
-from models.codecs.autoencoder import MelVAE, MelVAEConfig
 from models.conditioning import EncoderConditioner
 from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.pretrained import load_weights, save_weights
 from pipelines.config import Recipe
-from pipelines.engine.checkpoint import weights_hash, write_atomically
+from pipelines.encoding import ClipEncoder, file_hash, needs_contrastive, public_weights
+from pipelines.engine.checkpoint import weights_hash
+from pipelines.engine.saving import write_atomically
+from pipelines.engine.signals import leave_alone_if_asked
 from pipelines.engine.world import World
-from pipelines.stages.data import clip_decoder, clips
+from pipelines.stages.data import clips
+
+_TICK = 1.0
+"""Seconds between two looks at what the other processes have written."""
+KEPT = "the shards that are whole are kept"
 
 
 class FeaturesError(RuntimeError):
@@ -29,39 +35,64 @@ class FeaturesError(RuntimeError):
 
 
 def extract_features(recipe: Recipe, folder: Path, world: World) -> None:
-    """Write `folder`/conditioner and `folder`/shards: latents, conditions and segment embeddings of every clip.
+    """Prepare what training reads in `folder`: the standardised own encoder, and shards where the recipe computes them beforehand."""
+    _prepare(recipe, folder, world)
+    if recipe.conditioning.precompute:
+        _write_shards(recipe, folder, world)
 
-    Resumable by shard; shard i is written by rank i mod world size. Collective.
-    """
-    provenance = _provenance(recipe)
-    shards_url = folder / "shards"
+
+def require_shards(recipe: Recipe, folder: Path, world: World) -> None:
+    """Feature shards for what reads them again and again, such as preference rounds, whatever the recipe says of training."""
+    _prepare(recipe, folder, world)
+    _write_shards(recipe, folder, world)
+
+
+def _prepare(recipe: Recipe, folder: Path, world: World) -> None:
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_provenance(folder / "provenance.json", provenance)
-        _fit_conditioner(recipe, folder / "conditioner", world.device)
+        _check_provenance(folder / "provenance.json", _provenance(recipe))
+        if recipe.conditioning.uses_own:
+            _fit_conditioner(recipe, folder / "conditioner", world.device)
     world.barrier()
-    vae = load_weights(MelVAE, MelVAEConfig, recipe.folder / "autoencoder" / "export").to(world.device).eval()
-    conditioner = load_conditioner(folder / "conditioner").to(world.device).eval()
-    source = ShardSet.open(recipe.data)
+
+
+def _write_shards(recipe: Recipe, folder: Path, world: World) -> None:
+    """Write `folder`/shards: latents, conditions and segment embeddings of every clip.
+
+    Resumable by shard; shard i is written by rank i mod world size. No process holds more than a batch. Collective.
+    """
+    url, source = folder / "shards", ShardSet.open(recipe.data)
     mine = range(world.rank, len(source.shards), world.size)
-    wanted = [n for n in mine if not (shards_url / f"{source.shards[n].name}.parquet").exists()]
-    for shard in track(wanted, "features", disable=not world.is_main or not wanted):
-        _write_shard(recipe, source, shard, str(shards_url), vae, conditioner, world.device)
+    wanted = [number for number in mine if not _written(url, source, number)]
+    if wanted:
+        encoder = ClipEncoder.of_run(recipe, folder.parent, world.device, reward=needs_contrastive(recipe))
+        for number in track(wanted, "features", disable=not world.is_main):
+            leave_alone_if_asked(KEPT)
+            _write_shard(encoder, source, number, str(url))
+    # The others are awaited by their files: a collective would give up on them after minutes.
+    while not all(_written(url, source, number) for number in range(len(source.shards))):
+        leave_alone_if_asked(KEPT)
+        time.sleep(_TICK)
     world.barrier()
     if world.is_main:
-        build_index(str(shards_url), provenance, expected=len(source.shards))
+        build_index(str(url), json.loads((folder / "provenance.json").read_text()), expected=len(source.shards))
     world.barrier()
 
 
-def load_conditioner(folder: Path) -> EncoderConditioner:
-    """The conditioner of a run."""
-    return load_weights(lambda config: EncoderConditioner(SFCAVP(config)), SFCAVPConfig, folder)
+def _written(url: Path, source: ShardSet, number: int) -> bool:
+    return (url / f"{source.shards[number].name}.parquet").exists()
 
 
 def _provenance(recipe: Recipe) -> dict:
-    clip, stages = recipe.clip, ("autoencoder", "contrastive")
+    """Everything that the features depend on: data, format, and the weights of all encoders."""
+    clip, config = recipe.clip, recipe.conditioning
     settings = {"data": ShardSet.open(recipe.data).hash, "seconds": clip.seconds, "size": clip.size, "mel": recipe.autoencoder.mel}
-    return settings | {stage: weights_hash(recipe.folder / stage / "export") for stage in stages}
+    settings |= {f"conditioning.{slot}": getattr(config, slot) for slot in ("clip", "sync", "text")}
+    stages = ("autoencoder", "contrastive") if needs_contrastive(recipe) else ("autoencoder",)
+    settings |= {stage: weights_hash(recipe.folder / stage / "export") for stage in stages}
+    if config.uses_clip:
+        settings["clip_model"] = f"{config.clip_model.architecture}, {config.clip_model.picture_size} pixels"
+    return settings | {f"{name}_weights": file_hash(path) for name, path in public_weights(recipe).items()}
 
 
 def _check_provenance(path: Path, provenance: dict) -> None:
@@ -85,24 +116,16 @@ def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None
     save_weights(conditioner, recipe.contrastive.model, folder)
 
 
-@torch.no_grad()
-def _write_shard(recipe: Recipe, source: ShardSet, shard: int, url: str, vae: MelVAE, conditioner: EncoderConditioner, device) -> None:
-    decode = clip_decoder(recipe, recipe.clip.seconds, random_crop=False)
-    info, bad = source.shards[shard], []
+def _write_shard(encoder: ClipEncoder, source: ShardSet, number: int, url: str) -> None:
+    info, bad = source.shards[number], []
     with ShardWriter(url, info.number, split=info.split) as writer:
-        for batch in one_pass(source.select([shard]), decode, recipe.features.batch_size, on_bad=bad.append):
-            features = _encode(recipe, batch, vae, conditioner, device)
+        for batch in one_pass(source.select([number]), encoder.decoder(), encoder.recipe.features.batch_size, on_bad=bad.append):
+            features = encoder(batch)
             for row, key in enumerate(batch["key"]):
                 writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})
         for clip in bad:
             writer.skip(clip.key, "failed", clip.reason, message=clip.message)
-
-
-def _encode(recipe: Recipe, batch: dict, vae: MelVAE, conditioner: EncoderConditioner, device) -> dict[str, torch.Tensor]:
-    mean, std = vae.encode(log_mel(batch["waveform"].to(device), recipe.autoencoder.mel))
-    conditions, segments = conditioner(batch["frames"].to(device).float() / 255)
-    return {"latent_mean": mean.transpose(1, 2), "latent_std": std.transpose(1, 2), "clip": conditions.clip, "sync": conditions.sync,
-            "segments": segments}
+    encoder.forget_captions()
 
 
 def npy(values: torch.Tensor) -> bytes:
@@ -110,5 +133,3 @@ def npy(values: torch.Tensor) -> bytes:
     file = io.BytesIO()
     np.save(file, values.cpu().numpy().astype(np.float16))
     return file.getvalue()
-
-

@@ -1,180 +1,240 @@
-"""From pictures to sound: a run's models behind one object, for videos of any length."""
+"""From videos and prompts to sound: many of them in batches, each as a file beside a record of how it was made."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data_prep.audio import MEL_SPECS, log_mel, mel_basis
-from data_prep.frames import resize
-from data_prep.media import mux, probe, read_video
-from models.codecs.autoencoder import MelVAE, MelVAEConfig
-from models.codecs.vocoder import GriffinLim
-from models.conditioning import Conditions, EncoderConditioner
-from models.generators.mmdit import MMDiT, MMDiTConfig
-from models.objectives.flow_matching import integrate
-from models.pretrained import load_weights
-from pipelines.config import Recipe
-from pipelines.features import load_conditioner
-from pipelines.recipes import load_recipe
+from data_prep.media import ClipError, mux, probe
+from data_prep.transcoding.encode import encode_flac, pcm16
+from models.conditioning import Conditions
+from pipelines.engine.saving import write_atomically
+from pipelines.sounding import SoundModel, generator_export, vocoder
+from pipelines.windows import cross_fade, window_starts
+
+__all__ = ["GenerateOptions", "GenerationError", "SoundModel", "generate_file", "generate_files", "generator_export", "vocoder"]
+
+OVERLAP = 0.64
+"""Seconds by which the windows of a long video overlap at least."""
+_TICKS = 25
+"""Windows begin on multiples of 1 / 25 s."""
 
 
-class RunError(RuntimeError):
-    """A run folder that cannot be used; the message names it and says what is missing."""
+class GenerationError(RuntimeError):
+    """Some of the videos have got no sound; the message says how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What is asked of a model."""
+
+    prompt: str = ""
+    """What is to be heard, for a model with a text encoder."""
+    negative_prompt: str = ""
+    """What is not to be heard."""
+    duration: float | None = None
+    """Seconds that get sound, in one piece from the beginning. None: all of a video, in windows of the training length."""
+    steps: int | None = None
+    """Euler steps; None: as the model is set."""
+    guidance: float | None = None
+    """Strength of classifier-free guidance; None: as the model is set."""
+    seed: int = 0
+    """Another seed gives another sound. Window n of a video takes seed + n."""
+    mask_away_clip: bool = False
+    """Hide the pictures from the semantic condition; the timing is still seen."""
+    batch_size: int = 4
+    """Windows that are generated together."""
+    overwrite: bool = False
+    """Make files again that are there already."""
+
+    def __post_init__(self):
+        for name, least in (("duration", 0), ("steps", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and (value < least or not value):
+                raise ValueError(f"{name} is {value}: give a value above 0")
+
+    def described(self) -> dict:
+        """Everything that changes the sound."""
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "overwrite")}
 
 
 @dataclass
-class SoundModel:
-    """Conditioner, generator, autoencoder and vocoder of a run."""
+class Sounding:
+    """One file in the making."""
 
-    recipe: Recipe
-    conditioner: EncoderConditioner
-    generator: MMDiT
-    vae: MelVAE
-    vocoder: GriffinLim
-    device: torch.device
+    video: Path | None
+    """None: sound from the prompt alone."""
+    target: Path
+    seconds: float
+    windows: int
+    pieces: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
+    """First sample and waveform by number of the window."""
 
-    @classmethod
-    def from_run(cls, run: Path, device: torch.device, stage: str | None = None) -> SoundModel:
-        """Load the exports of a run; `stage` is the folder of the generator below it, by default the last one that is complete."""
-        recipe = load_recipe(require(run / "recipe.yaml"))
-        generator = load_weights(MMDiT, MMDiTConfig, generator_export(run, stage))
-        return cls.around(generator.to(device).eval().requires_grad_(False), recipe, run, device)
-
-    @classmethod
-    def around(cls, generator: MMDiT, recipe: Recipe, run: Path, device: torch.device) -> SoundModel:
-        """A generator with the conditioner, autoencoder and vocoder of a run."""
-        vae = load_weights(MelVAE, MelVAEConfig, require(run / "autoencoder" / "export"))
-        conditioner = load_conditioner(require(run / "features" / "conditioner"))
-        conditioner, vae = (model.to(device).eval().requires_grad_(False) for model in (conditioner, vae))
-        return cls(recipe, conditioner, generator, vae, vocoder(recipe).to(device), device)
-
-    @torch.no_grad()
-    def latents(self, conditions: Conditions, noise: torch.Tensor) -> torch.Tensor:
-        """Noise (B, N, C) -> latents (B, N, C) in the autoencoder's scale, by Euler steps with guidance."""
-        options = self.recipe.generative
-
-        def flow(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return self.generator.guided_flow(x, t, conditions.clip, conditions.sync, conditions.text, options.guidance)
-
-        return self.generator.unnormalise(integrate(flow, noise, options.sampling_steps))
-
-    @torch.no_grad()
-    def mel(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, N, C) -> log-mel (B, F, 2N)."""
-        return self.vae.decode(latents.transpose(1, 2))
-
-    @torch.no_grad()
-    def waveform(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, N, C) -> waveform (B, samples) in [-1, 1]."""
-        return self.vocoder.vocode(self.mel(latents)).clamp(-1, 1)
-
-    @torch.no_grad()
-    def similarities(self, segments: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:
-        """Cosines (B, S) between a video's segment embeddings (B, S, D) and those of a waveform (B, samples): the reward's raw material."""
-        encoder = self.conditioner.encoder
-        audio = encoder.encode_audio(log_mel(waveform, encoder.config.mel))
-        return encoder.similarity(segments, audio.segments)
-
-    def latent_length(self, seconds: float) -> int:
-        """Latents of `seconds` of sound."""
-        spec = MEL_SPECS[self.recipe.autoencoder.mel]
-        return math.ceil(seconds * spec.sample_rate / spec.hop / 2)
-
-    def noise(self, count: int, seconds: float, seed: int) -> torch.Tensor:
-        """Starting noise (count, N, C) of a seed."""
-        shape = (count, self.latent_length(seconds), self.generator.config.latent_dim)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+    def write(self, model: SoundModel, options: GenerateOptions) -> np.ndarray:
+        """The whole sound, written under its video or as a file of its own; then the record beside it."""
+        waveform = cross_fade([self.pieces[number] for number in sorted(self.pieces)], round(self.seconds * model.sample_rate))
+        if self.video is None:
+            temporary = self.target.with_name(f".{self.target.name}.part")
+            temporary.write_bytes(encode_flac(pcm16(waveform), model.sample_rate))
+            temporary.replace(self.target)
+        else:
+            mux(str(self.video), waveform, model.sample_rate, str(self.target))
+        write_atomically(record_of(self.target), json.dumps(_record(self, model, options), indent=1))
+        return waveform
 
 
-def vocoder(recipe: Recipe) -> GriffinLim:
-    """The vocoder of a recipe."""
-    spec = MEL_SPECS[recipe.autoencoder.mel]
-    return GriffinLim(spec, torch.as_tensor(mel_basis(spec)), recipe.vocoder)
+@dataclass
+class Piece:
+    """One window of a file."""
+
+    sounding: Sounding
+    number: int
+    start: float
+    seconds: float
+    conditions: Conditions
 
 
-def generate_sound(model: SoundModel, frames: np.ndarray, seconds: float, seed: int = 0, overlap: float = 0.64) -> np.ndarray:
-    """Waveform of exactly `seconds` for frames (T, H, W, C) uint8 at the recipe's rate.
+def generate_file(model: SoundModel, video: Path, out: Path, options: GenerateOptions | None = None) -> np.ndarray:
+    """Give one video its sound; the waveform. Its pictures are copied packet by packet, not re-encoded."""
+    options = options or GenerateOptions()
+    pieces = list(_pieces(model, [(Path(video), Path(out))], options, _raise))
+    for batch in batches(pieces, options.batch_size):
+        _sound(model, batch, options)
+    return pieces[0].sounding.write(model, options)
 
-    Longer videos are sounded in windows of the training length that overlap by `overlap` seconds and are cross-faded.
+
+def generate_files(model: SoundModel, videos: Sequence[Path], out: Path, options: GenerateOptions, share: tuple[int, int] = (0, 1),
+                   say: Callable[[str], None] = print) -> None:
+    """Give videos their sound as `out`/NAME.mp4, or without videos the prompt as `out`/PROMPT.flac.
+
+    Process r of `share` = (r, n) makes every n-th file. One that is there is skipped; a video that cannot be read is told, and the
+    others go on: GenerationError at the end.
     """
-    clip = model.recipe.clip
-    rate, window = clip.sample_rate, round(clip.seconds * clip.fps)
-    frames = _square(frames, clip.size)
-    pieces = []
-    for number, start in enumerate(window_starts(len(frames), window, round(overlap * clip.fps))):
-        piece = _padded(frames[start:start + window], window)
-        pixels = torch.from_numpy(piece).permute(0, 3, 1, 2)[None].to(model.device).float() / 255
-        with torch.no_grad():
-            conditions, _ = model.conditioner(pixels)
-        waveform = model.waveform(model.latents(conditions, model.noise(1, clip.seconds, seed + number)))
-        pieces.append((round(start / clip.fps * rate), waveform[0].cpu().numpy()))
-    return cross_fade(pieces, round(seconds * rate))
+    jobs = targets(videos, out, options.prompt)[share[0]::share[1]]
+    out.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
+    wanted = [job for job in jobs if not _skipped(model, *job, options, say)]
+
+    def fail(video: Path, error: Exception) -> None:
+        failed.append(str(video))
+        say(f"{video}: {error}")
+
+    for batch in batches(_pieces(model, wanted, options, fail), options.batch_size):
+        _sound(model, batch, options)
+        for sounding in {id(piece.sounding): piece.sounding for piece in batch}.values():
+            if len(sounding.pieces) == sounding.windows:
+                sounding.write(model, options)
+                say(f"{sounding.target} ({model.vocoder.name})")
+                sounding.pieces.clear()
+    if failed:
+        raise GenerationError(f"{len(failed)} of {len(jobs)} videos have got no sound, for the reasons above")
 
 
-def generate_file(model: SoundModel, video: Path, out: Path, seed: int = 0) -> np.ndarray:
-    """Give a video file its sound: its pictures are copied packet by packet, not re-encoded."""
-    seconds = probe(str(video)).duration
-    frames = read_video(str(video), fps=model.recipe.clip.fps, short_side=model.recipe.clip.size, crop=True)
-    waveform = generate_sound(model, frames, seconds, seed)
-    mux(str(video), waveform, model.recipe.clip.sample_rate, str(out))
-    return waveform
+def targets(videos: Sequence[Path], out: Path, prompt: str) -> list[tuple[Path | None, Path]]:
+    """Each video with its result, or None with that of the prompt; ValueError where two would be the same file."""
+    if not videos:
+        if not prompt:
+            raise ValueError("name videos, or a --prompt to make sound from alone")
+        return [(None, out / f"{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:80] or 'prompt'}.flac")]
+    for video in videos:
+        if not video.is_file():
+            raise ValueError(f"{video}: no such video file")
+    found = [(video, out / f"{video.stem}.mp4") for video in videos]
+    if len({target for _, target in found}) < len(found):
+        raise ValueError("two of the videos have the same name, and so would their results: generate them into different folders")
+    for video, target in found:
+        if target.exists() and target.samefile(video):
+            raise ValueError(f"{video} would be replaced by its result: choose another --out")
+    return found
 
 
-def window_starts(length: int, window: int, overlap: int) -> list[int]:
-    """First frames of windows that cover `length` frames, neighbours overlapping by at least `overlap`; the last ends with the video."""
-    if length <= window:
-        return [0]
-    count = math.ceil((length - overlap) / (window - overlap))
-    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+def record_of(target: Path) -> Path:
+    """Where the record of a result lies."""
+    return target.with_suffix(".json")
 
 
-def cross_fade(pieces: list[tuple[int, np.ndarray]], samples: int) -> np.ndarray:
-    """Lay waveforms at their first samples into one of `samples`, fading linearly where they overlap."""
-    total, weight = np.zeros(samples, np.float32), np.zeros(samples, np.float32)
-    for (start, waveform), (before, after) in zip(pieces, _neighbours(pieces), strict=True):
-        ramp = np.ones(len(waveform), np.float32)
-        if before:
-            ramp[:before] = np.linspace(0, 1, before + 2, dtype=np.float32)[1:-1]
-        if after:
-            ramp[-after:] = np.minimum(ramp[-after:], np.linspace(1, 0, after + 2, dtype=np.float32)[1:-1])
-        size = max(0, min(len(waveform), samples - start))
-        total[start:start + size] += (waveform * ramp)[:size]
-        weight[start:start + size] += ramp[:size]
-    return total / np.maximum(weight, 1e-6)
+def batches(pieces: Iterable[Piece], size: int) -> Iterator[list[Piece]]:
+    """Pieces in batches of equal shapes; those of rare lengths come last, in smaller ones."""
+    waiting: dict[tuple, list[Piece]] = {}
+    for piece in pieces:
+        shapes = (piece.seconds, *(tuple(value.shape) for value in piece.conditions.filled().values()))
+        waiting.setdefault(shapes, []).append(piece)
+        if len(waiting[shapes]) == size:
+            yield waiting.pop(shapes)
+    yield from waiting.values()
 
 
-def _neighbours(pieces: list[tuple[int, np.ndarray]]) -> Iterator[tuple[int, int]]:
-    """Overlap in samples of each piece with the one before and the one after."""
-    overlaps = [max(0, start + len(waveform) - following) for (start, waveform), (following, _) in zip(pieces, pieces[1:], strict=False)]
-    yield from zip([0, *overlaps], [*overlaps, 0], strict=True)
+def _pieces(model: SoundModel, jobs: Iterable[tuple[Path | None, Path]], options: GenerateOptions,
+            fail: Callable[[Path, Exception], None]) -> Iterator[Piece]:
+    """The windows of all jobs, seen; a video is either whole or not there."""
+    text = model.text([options.prompt])
+    for video, target in jobs:
+        try:
+            yield from list(_windows(model, video, target, text, options))
+        except (ClipError, ValueError) as error:
+            fail(video, error)
 
 
-def _square(frames: np.ndarray, size: int) -> np.ndarray:
-    if frames.shape[1:3] == (size, size):
-        return frames
-    return resize(torch.from_numpy(frames).permute(0, 3, 1, 2), size, crop=True).permute(0, 2, 3, 1).numpy()
+def _windows(model: SoundModel, video: Path | None, target: Path, text: torch.Tensor | None, options: GenerateOptions) -> Iterator[Piece]:
+    if video is None:
+        seconds = options.duration or model.seconds
+        yield Piece(Sounding(None, target, seconds, 1), 0, 0.0, seconds, Conditions(text=text))
+        return
+    length = probe(str(video)).duration
+    spans = _spans(length, model, options)
+    sounding = Sounding(video, target, min(length, options.duration or length), len(spans))
+    for number, (start, seconds) in enumerate(spans):
+        pictures = model.read(str(video), model.views, start, seconds)
+        shown = min(seconds, *(len(frames) / view.fps for view, frames in pictures.items()))
+        conditions = model.see(pictures)
+        clip = None if options.mask_away_clip else conditions.clip
+        yield Piece(sounding, number, start, shown, Conditions(clip=clip, sync=conditions.sync, text=text))
 
 
-def _padded(frames: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([frames, np.repeat(frames[-1:], count - len(frames), axis=0)]) if len(frames) < count else frames
+def _spans(length: float, model: SoundModel, options: GenerateOptions) -> list[tuple[float, float]]:
+    """(start, seconds) of each window over a video of `length` seconds."""
+    if options.duration:
+        return [(0.0, options.duration)]
+    window = round(model.seconds * _TICKS)
+    starts = window_starts(round(length * _TICKS), window, round(OVERLAP * _TICKS))
+    return [(start / _TICKS, model.window(length)) for start in starts]
 
 
-def generator_export(run: Path, stage: str | None = None) -> Path:
-    """Folder of a run's generator: the last preference round that is complete, else the generative stage, else that named."""
-    if stage:
-        return require(run / stage / "export")
-    rounds = sorted(run.glob("preference/round-*/export/complete.json"), key=lambda path: int(path.parts[-3].rpartition("-")[2]))
-    return rounds[-1].parent if rounds else require(run / "generative" / "export")
+def _sound(model: SoundModel, batch: list[Piece], options: GenerateOptions) -> None:
+    """Generate a batch of pieces of equal shapes."""
+    parts = [piece.conditions.filled() for piece in batch]
+    conditions = Conditions(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    noise = torch.cat([model.noise(1, piece.seconds, options.seed + piece.number) for piece in batch])
+    negative = model.text([options.negative_prompt])
+    negative = negative if negative is None else negative.expand(len(batch), -1, -1)
+    waveforms = model.waveform(model.latents(conditions, noise, negative, options.steps, options.guidance)).cpu().numpy()
+    for piece, waveform in zip(batch, waveforms, strict=True):
+        piece.sounding.pieces[piece.number] = (round(piece.start * model.sample_rate), waveform)
 
 
-def require(path: Path) -> Path:
-    """`path`, or RunError saying that the run has not come that far."""
-    if not path.exists():
-        raise RunError(f"{path} is missing: finish the run with `foleyscale run` first")
-    return path
+def _skipped(model: SoundModel, video: Path | None, target: Path, options: GenerateOptions, say: Callable[[str], None]) -> bool:
+    """Whether a result is there and stays; said with a warning where it was made in another way."""
+    if options.overwrite or not target.exists() or not record_of(target).exists():
+        return False
+    known = json.loads(record_of(target).read_text())
+    same = known.get("options") == options.described() and known.get("weights") == model.provenance
+    say(f"{target}: there already, skipped" + ("" if same else "; it was made with other settings or weights, --overwrite makes it again"))
+    return True
+
+
+def _record(sounding: Sounding, model: SoundModel, options: GenerateOptions) -> dict:
+    """How a sound was made."""
+    effort = {"steps": options.steps or model.steps, "guidance": model.guidance if options.guidance is None else options.guidance}
+    return {"video": sounding.video and str(sounding.video), "seconds": sounding.seconds, "windows": sounding.windows,
+            "vocoder": model.vocoder.name, "sample_rate": model.sample_rate, **effort, "options": options.described(),
+            "weights": model.provenance}
+
+
+def _raise(video: Path, error: Exception) -> None:
+    raise error

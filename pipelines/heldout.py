@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from data_prep.audio import log_mel
+from data_prep.index import ShardSet
+from data_prep.stream import one_pass
 from models.conditioning import Conditions
+from models.encoders.sf_cavp import SFCAVP
 from models.objectives.flow_dpo import segment_score
 from pipelines.config import Recipe
-from pipelines.generate import SoundModel
+from pipelines.encoding import ClipEncoder
 from pipelines.metrics.onsets import detect_onsets, onset_f1
-from pipelines.stages.data import clips
+from pipelines.sounding import SoundModel
+
+SHIFT = 0.3
+"""Seconds between a true sound and its shifted copy: beyond what viewers forgive, far below a segment."""
 
 
 @dataclass
@@ -25,36 +31,45 @@ class HeldOut:
     """Shard and row (N, 2)."""
     waveform: torch.Tensor
     mel: torch.Tensor
-    latent: torch.Tensor
-    """Posterior means (N, L, C)."""
-    clip: torch.Tensor
-    sync: torch.Tensor
-    video: torch.Tensor
-    """Segment embeddings (N, S, D)."""
-    audio: torch.Tensor
-    """Segment embeddings (N, S, D)."""
+    features: dict[str, torch.Tensor]
+    """Posterior mean `latent_mean` (N, L, C) and the conditions."""
+    judged: dict[str, torch.Tensor]
+    """Segment embeddings of the reward encoder: `video` and `audio` (N, S, D), and `shifted` (N, S - 1, D), those of the sound from
+    `SHIFT` seconds on, as a clip holds no more of it. Empty in a run without reward encoder."""
 
     @classmethod
     def encode(cls, model: SoundModel, recipe: Recipe) -> HeldOut:
-        """Encode the first `evaluation.clips` of the recipe's held-out split."""
-        batches = clips(recipe, recipe.heldout_split, recipe.features.batch_size, recipe.evaluation.clips)
-        parts = [_encode(model, batch) for batch in batches]
-        keys = [key for part in parts for key in part["keys"]]
-        return cls(keys=keys, **{f.name: torch.cat([part[f.name] for part in parts]) for f in fields(cls) if f.name != "keys"})
+        """Encode the first `evaluation.clips` of the recipe's held-out split; unreadable ones are left out."""
+        encoder = ClipEncoder(recipe, model.vae, model.conditioner, model.reward, model.device)
+        shards = ShardSet.open(recipe.data, split=recipe.heldout_split)
+        batches = one_pass(shards, encoder.decoder(), recipe.features.batch_size, limit=recipe.evaluation.clips, on_bad=lambda clip: None)
+        parts = [_encode(model, encoder, batch) for batch in batches]
+        keys = [key for part in parts for key in part.pop("keys")]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        judged = {name: joined.pop(name) for name in ("video", "audio", "shifted") if name in joined}
+        own = {name: joined.pop(name) for name in ("places", "waveform", "mel")}
+        return cls(keys=keys, **own, features=joined, judged=judged)
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 @torch.no_grad()
-def _encode(model: SoundModel, batch: dict) -> dict:
-    waveform, encoder = batch["waveform"].to(model.device), model.conditioner.encoder
-    mel = log_mel(waveform, model.recipe.autoencoder.mel)
-    conditions, video = model.conditioner(batch["frames"].to(model.device).float() / 255)
-    audio = encoder.encode_audio(log_mel(waveform, encoder.config.mel)).segments
-    latent, places = model.vae.encode(mel)[0].transpose(1, 2), torch.stack([batch["shard"], batch["row"]], dim=1)
-    return {"keys": batch["key"], "places": places, "waveform": waveform, "mel": mel, "latent": latent,
-            "clip": conditions.clip, "sync": conditions.sync, "video": video, "audio": audio}
+def _encode(model: SoundModel, encoder: ClipEncoder, batch: dict) -> dict:
+    waveform, features = batch["waveform"].to(model.device), encoder(batch)
+    video, _ = features.pop("segments", None), features.pop("latent_std")
+    found = {"keys": batch["key"], "places": torch.stack([batch["shard"], batch["row"]], dim=1), "waveform": waveform,
+             "mel": log_mel(waveform, model.front_end), **features}
+    return found if video is None else found | {"video": video, **_heard(model.reward, waveform, model.sample_rate, video.shape[1])}
+
+
+def _heard(reward: SFCAVP, waveform: torch.Tensor, rate: int, segments: int) -> dict[str, torch.Tensor]:
+    """Segments of the sound, in time and out of time."""
+    audio = reward.encode_audio(log_mel(waveform, reward.config.mel)).segments
+    if segments < 2:
+        return {"audio": audio, "shifted": audio[:, :0]}
+    late = reward.encode_audio(log_mel(waveform[:, round(SHIFT * rate):], reward.config.mel)).segments
+    return {"audio": audio, "shifted": late[:, :segments - 1]}
 
 
 @dataclass
@@ -63,9 +78,9 @@ class Sounded:
 
     mel: np.ndarray
     waveform: torch.Tensor
-    reward: np.ndarray
-    """Of each sound with its own video."""
-    reward_shuffled: np.ndarray
+    reward: np.ndarray | None
+    """Of each sound with its own video; None in a run without reward encoder."""
+    reward_shuffled: np.ndarray | None
     """The same sounds with another clip's video."""
     onset_f1: np.ndarray
     """Of each sound's onsets against those of its clip's true sound."""
@@ -77,19 +92,25 @@ class Sounded:
 def sound_heldout(model: SoundModel, held: HeldOut, partner: np.ndarray) -> Sounded:
     """Generate for every held-out video, with noise that depends on the clip's number alone, so that two generators can be paired."""
     recipe = model.recipe
-    mels, waveforms = [], []
+    conditions, mels, waveforms = {name: held.features[name] for name in recipe.conditioning.slots}, [], []
     for part in torch.arange(len(held)).split(recipe.features.batch_size):
         noise = torch.cat([model.noise(1, recipe.clip.seconds, int(row)) for row in part])
-        latents = model.latents(Conditions(clip=held.clip[part], sync=held.sync[part]), noise)
+        latents = model.latents(Conditions(**{name: values[part] for name, values in conditions.items()}), noise)
         mels.append(model.mel(latents))
         waveforms.append(model.waveform(latents))
     mel, waveform = torch.cat(mels), torch.cat(waveforms)
-    videos = held.video, held.video[partner]
-    own, shuffled = (segment_score(model.similarities(video, waveform), recipe.preference.score) for video in videos)
     heard, true = _onsets(mel, recipe), _onsets(held.mel, recipe)
-    return Sounded(mel.cpu().numpy(), waveform, own.cpu().numpy(), shuffled.cpu().numpy(),
+    return Sounded(mel.cpu().numpy(), waveform, *_rewards(model, held, partner, waveform),
                    np.array([onset_f1(*pair) for pair in zip(heard, true, strict=True)]),
                    np.array([onset_f1(sound, true[other]) for sound, other in zip(heard, partner, strict=True)]))
+
+
+def _rewards(model: SoundModel, held: HeldOut, partner: np.ndarray, waveform: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if not held.judged:
+        return None, None
+    video, score = held.judged["video"], model.recipe.preference.score
+    own, shuffled = (segment_score(model.similarities(seen, waveform), score).cpu().numpy() for seen in (video, video[partner]))
+    return own, shuffled
 
 
 def _onsets(mels: torch.Tensor, recipe: Recipe) -> list[np.ndarray]:

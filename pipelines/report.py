@@ -18,7 +18,9 @@ from pipelines.plots import Curve, curves_svg, spectrogram_png
 __all__ = ["read_curves", "write_report"]
 
 _SIGNS = {">=": "≥", "<=": "≤"}
-_MACHINE = {"learning_rate", "gradient_norm", "lr", "grad_norm", "seconds_per_step", "samples_per_second", "data_wait", "quarantined"}
+_MACHINE = {"learning_rate", "gradient_norm", "seconds_per_step", "samples_per_second", "data_wait", "quarantined", "skipped"}
+_DETAILS = ("time/", "speed/", "memory/", "gradient_norm/")
+"""Beginnings of the names that are left to TensorBoard."""
 _SHOWN_CLIPS = 40
 
 
@@ -148,7 +150,7 @@ def _inside(run: Path, relative: str | None) -> bool:
 def _training(run: Path) -> list[Html]:
     content = []
     for path in _found(run, "metrics.jsonl"):
-        prefix, curves = f"chart-{len(content)}", read_curves(path)
+        prefix, curves = f"chart-{len(content)}", [curve for curve in read_curves(path) if not curve.name.startswith(_DETAILS)]
         charts = {curve.name: Html(curves_svg(curve, f"{prefix}-{i}")) for i, curve in enumerate(curves)}
         framed = {name: tag("figure", tag("h4", name), svg) for name, svg in charts.items()}
         machine = [framed.pop(name) for name in charts if name in _MACHINE]

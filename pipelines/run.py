@@ -16,10 +16,14 @@ from models.codecs.autoencoder import PRESETS as VAE_PRESETS
 from models.pretrained import load_mmaudio_vae, save_weights
 from pipelines.candidates import make_candidates
 from pipelines.config import Recipe
-from pipelines.engine.checkpoint import EXPORTED, weights_hash, write_atomically
+from pipelines.encoding import needed_stages, needs_contrastive
+from pipelines.engine.checkpoint import EXPORTED, weights_hash
+from pipelines.engine.saving import write_atomically
+from pipelines.engine.signals import Stopped, leave_if_asked, stop_on_signals
 from pipelines.engine.trainer import Trainer
 from pipelines.engine.world import World, join_world
 from pipelines.features import extract_features
+from pipelines.published import adopt_generator
 from pipelines.recipes import RecipeError, dump_recipe, load_recipe, to_tree
 from pipelines.stages.autoencoder import AutoencoderStage
 from pipelines.stages.contrastive import ContrastiveStage
@@ -45,6 +49,7 @@ class Chain:
         self._prepare_folder()
         for name in stages:
             getattr(self, f"_{name}")()
+            leave_if_asked(self.world, f"{name} is complete")
 
     @property
     def _features(self) -> str:
@@ -57,15 +62,22 @@ class Chain:
             self._fit("autoencoder", lambda: AutoencoderStage(self.recipe))
 
     def _contrastive(self) -> None:
-        self._fit("contrastive", lambda: ContrastiveStage(self.recipe))
+        if needs_contrastive(self.recipe):
+            self._fit("contrastive", lambda: ContrastiveStage(self.recipe))
+        else:
+            self.tell("contrastive: nothing reads it, left out")
 
     def _generative(self) -> None:
-        self._require("autoencoder", "contrastive")
+        self._require(*needed_stages(self.recipe, "generative"))
         extract_features(self.recipe, self.recipe.folder / "features", self.world)
-        self._fit("generative", lambda: GenerativeStage(self.recipe, self._features))
+        leave_if_asked(self.world, "the features are complete")
+        if self.recipe.generative.fine_tune:
+            self._fit("generative", lambda: GenerativeStage(self.recipe, self._features))
+        else:
+            self._once("generative", lambda: adopt_generator(self.recipe, self.world))
 
     def _preference(self) -> None:
-        self._require("generative")
+        self._require(*needed_stages(self.recipe, "preference"))
         start = self.recipe.folder / "generative" / "export"
         for number in range(1, self.recipe.preference.rounds + 1):
             start = self._round(number, start)
@@ -75,6 +87,7 @@ class Chain:
         folder = self.recipe.folder / name
         if not (folder / "export" / EXPORTED).exists():
             make_candidates(self.recipe, self.recipe.folder, self._features, start, number, folder / "candidates", self.world)
+            leave_if_asked(self.world, f"the candidates of round {number} are complete")
         self._fit(name, lambda: PreferenceStage(self.recipe, self._features, str(folder / "candidates"), start, number))
         return folder / "export"
 
@@ -91,11 +104,11 @@ class Chain:
     def _once(self, name: str, work: Callable[[], None]) -> None:
         if (self.recipe.folder / name / "export" / EXPORTED).exists():
             check_parents(self.recipe.folder / name)
-            self._tell(f"{name}: complete, skipped")
+            self.tell(f"{name}: complete, skipped")
             return
         started = time.perf_counter()
         work()
-        self._tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
+        self.tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
 
     def _adopt_autoencoder(self) -> None:
         config = self.recipe.autoencoder
@@ -128,7 +141,8 @@ class Chain:
             write_atomically(path, dump_recipe(self.recipe))
         self.world.barrier()
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Say it once, from the main process."""
         if self.world.is_main:
             self.say(line)
 
@@ -146,8 +160,12 @@ def changed_keys(before: Recipe, after: Recipe) -> list[str]:
     return [key for key in _differences(to_tree(before), to_tree(after)) if not key.startswith("evaluation") and not key.endswith(FREE)]
 
 
-FREE = ("threads", "stream.workers", "stream.cache_gb", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every",
-        "preference.rounds")
+FREE = (
+    "threads", "stream.workers", "stream.cache_gb", "checkpoint_every", "keep_checkpoints", "keep_every", "asynchronous_checkpoints",
+    "checkpoint_mirror", "log_every", "validate_every", "hang_seconds", "profile", "peak_tflops", "zero.stage",
+    "zero.offload_optimiser", "zero.offload_parameters", "zero.nvme_path", "zero.persistence_threshold", "guards.max_rollbacks",
+    "preference.rounds",
+)  # fmt: skip
 """Ends of the keys that change how a run goes, not what it learns."""
 
 
@@ -159,10 +177,16 @@ def _differences(before, after, path: str = "") -> list[str]:
 
 
 def run_chain(recipe: Recipe, stages: tuple[str, ...] = STAGES, say: Callable[[str], None] = print) -> Path:
-    """Join the processes of this run and take the chain through `stages`; the run's folder."""
+    """Join the processes of this run and take the chain through `stages`; the run's folder. Stopped where a signal asked for it."""
     if not recipe.data:
         raise RecipeError("data: name the shards to train on, for example data=shards (made by `foleyscale prep shards`)")
-    Chain(recipe, join_world(), say).run(stages)
+    with stop_on_signals():
+        chain = Chain(recipe, join_world(), say)
+        try:
+            chain.run(stages)
+        except Stopped as stopped:
+            chain.tell(str(stopped))
+            raise
     return recipe.folder
 
 

@@ -97,7 +97,7 @@ def test_options_in_the_text_exist(page):
 
     # Those of other programs stand in shell blocks, which are not looked at here; docker's are named.
     mentioned = {text.split()[0] for text in inline(page) if text.startswith("--")}
-    assert mentioned <= options(CLI) | {"--help", "--user", "--gpus"}
+    assert mentioned <= options(CLI) | {"--help", "--user", "--gpus", "--init", "--shm-size"}
 
 
 @each_page

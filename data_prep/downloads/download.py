@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from data_prep.downloads import ytdlp
 from data_prep.downloads.ytdlp import DownloadFailed
 from data_prep.remote.urls import redacted
+from data_prep.youtube import id_of_address
 
 _HOUR, _DAY = 3600.0, 86400.0
 _REMEMBERED = {
@@ -38,9 +39,6 @@ _PASSING = ("too_slow", "blocked", "network")
 """Failures that leave what has come so far for the next attempt."""
 _FIRST_WAIT = 0.5
 _POLL = 0.1
-_YOUTUBE = re.compile(
-    r"https?://(?:[a-z]+\.)?(?:youtu\.be/|youtube\.com/(?:watch\?(?:[^#]*&)?v=|shorts/|embed/|live/|v/))([\w-]{11})(?![\w-])"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +214,7 @@ class Downloader:
 
 def file_name(url: str) -> str:
     """The name, without suffix, under which a video is kept."""
-    found = _YOUTUBE.match(url)
-    return found[1] if found else blake2b(url.encode(), digest_size=16).hexdigest()
+    return id_of_address(url) or blake2b(url.encode(), digest_size=16).hexdigest()
 
 
 def _lock_of(work: Path, deadline: float) -> BinaryIO | None:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from data_prep.manifest import ManifestRow
 from data_prep.readers.lines import read_lines, split_cells
-from data_prep.readers.locate import is_video_id, locate_rows
+from data_prep.readers.locate import locate_rows
 from data_prep.readers.ontology import Classes
 from data_prep.readers.rejects import ReaderError, Rejects
+from data_prep.youtube import is_video_id
 
 _CUT = ("{id}_{start_ms}_{end_ms}.mp4", "{id}_{start:06d}.mp4", "{id}_{start}_{end}.mp4", "Y{id}.mp4")
 _WHOLE = ("{id}.mp4", "{id}.mkv", "{id}.webm")

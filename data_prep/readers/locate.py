@@ -17,11 +17,11 @@ from fsspec.implementations.local import LocalFileSystem
 from data_prep.readers.rejects import ReaderError
 from data_prep.remote.urls import without_credentials
 from data_prep.storage import is_remote_file
+from data_prep.youtube import youtube_url
 
 PROBES = 256
 """Rows on which the patterns are tried: clips of one video stand side by side in some lists, and many a video is gone."""
 _THREADS = 32
-_VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _FIELDS_OF_A_VIDEO = {"id", "split", "list", "row", "shard"}
 _LEADS_ELSEWHERE = re.compile(r"[/\\\0]|\.\.")
 _Row = TypeVar("_Row")
@@ -165,13 +165,3 @@ def locate_rows(
         located = locator.locate_many([fields for fields, _ in batch])
         yield from zip(located, (row for _, row in batch), strict=True)
         batch = list(itertools.islice(rows, PROBES))
-
-
-def is_video_id(text: str) -> bool:
-    """Whether it is the id of a YouTube video: 11 letters, digits, '-' or '_'."""
-    return _VIDEO_ID.fullmatch(text) is not None
-
-
-def youtube_url(video_id: str) -> str:
-    """The address of a video."""
-    return f"https://www.youtube.com/watch?v={video_id}"

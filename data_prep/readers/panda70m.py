@@ -12,9 +12,10 @@ from typing import Any
 
 from data_prep.manifest import ManifestRow
 from data_prep.readers.lines import read_lines, split_cells
-from data_prep.readers.locate import is_video_id, locate_rows
+from data_prep.readers.locate import locate_rows
 from data_prep.readers.panda_clips import parse_clips
 from data_prep.readers.rejects import ReaderError, Rejects
+from data_prep.youtube import is_video_id
 
 PATTERNS = (
     "{id}.mp4", "{id}.webm", "{id}.mkv",

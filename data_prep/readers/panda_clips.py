@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.manifest import ManifestRow
 from data_prep.readers.literals import parse_list, parse_numbers, parse_strings
-from data_prep.readers.locate import youtube_url
+from data_prep.youtube import youtube_url
 
 _TIME = re.compile(r"(\d{1,2}):([0-5]?\d):([0-5]?\d(?:\.\d{1,6})?)", re.ASCII)
 _Entry = tuple[float, float, str, float, str | None, list[list[float]] | None]

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from data_prep.manifest import ManifestRow
 from data_prep.readers.lines import read_json_list, read_lines, split_cells
-from data_prep.readers.locate import is_video_id, locate_rows
+from data_prep.readers.locate import locate_rows
 from data_prep.readers.rejects import ReaderError, Rejects
+from data_prep.youtube import is_video_id
 
 CLIP_SECONDS = 10
 PATTERNS = (

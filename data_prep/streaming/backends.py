@@ -1,7 +1,7 @@
 """Decoders of a shard's pictures behind one function: PyAV, which is always there, or decord or torchcodec where installed.
 
-Each takes (mp4, start, count) and gives frames start .. start + count (count None: to the end), RGB (T, H, W, C) uint8; ClipError
-where the clip is damaged or has fewer frames. Shards hold no reordered frames, so all give the same frames; benchmarks/
+Each takes (mp4, start, count) and gives frames start .. start + count (count None: to the end) a few at a time, RGB (T, H, W, C)
+uint8; ClipError where the clip is damaged or has fewer frames. Shards hold no reordered frames, so all give the same frames; benchmarks/
 stream_decoding.py tells which is quickest.
 """
 
@@ -15,9 +15,9 @@ from functools import cache
 
 import numpy as np
 
-from data_prep.media import ClipError, decode_frames
+from data_prep.media import CHUNK, ClipError, frame_chunks
 
-Backend = Callable[[bytes, int, int | None], np.ndarray]
+Backend = Callable[[bytes, int, int | None], Iterator[np.ndarray]]
 BACKENDS = ("pyav", "decord", "torchcodec")
 
 
@@ -27,7 +27,7 @@ def backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}: choose one of {', '.join(BACKENDS)}")
     if name == "pyav":
-        return decode_frames
+        return frame_chunks
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError where FFmpeg's libraries are missing
@@ -36,29 +36,30 @@ def backend(name: str) -> Backend:
     return {"decord": _decord, "torchcodec": _torchcodec}[name]
 
 
-def _decord(mp4: bytes, start: int, count: int | None) -> np.ndarray:
+def _decord(mp4: bytes, start: int, count: int | None) -> Iterator[np.ndarray]:
     import decord
 
     with _as_clip_errors(decord.DECORDError):
         reader = decord.VideoReader(io.BytesIO(mp4), num_threads=1)
-        return reader.get_batch(list(_wanted(len(reader), start, count))).asnumpy()
+        for part in _parts(len(reader), start, count):
+            yield reader.get_batch(list(part)).asnumpy()
 
 
-def _torchcodec(mp4: bytes, start: int, count: int | None) -> np.ndarray:
+def _torchcodec(mp4: bytes, start: int, count: int | None) -> Iterator[np.ndarray]:
     from torchcodec.decoders import VideoDecoder
 
     with _as_clip_errors():
         # The shards' frames are at equal distances: their index tells their time, and no scan of the file is needed.
         reader = VideoDecoder(mp4, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
-        wanted = _wanted(len(reader), start, count)
-        return reader.get_frames_in_range(wanted.start, wanted.stop).data.numpy()
+        for part in _parts(len(reader), start, count):
+            yield reader.get_frames_in_range(part.start, part.stop).data.numpy()
 
 
-def _wanted(frames: int, start: int, count: int | None) -> range:
+def _parts(frames: int, start: int, count: int | None) -> list[range]:
     stop = frames if count is None else start + count
     if stop > frames or start >= stop:
         raise ClipError("too_short", f"frames {start} to {max(stop, start + 1)} are wanted, the clip has no more than {frames}")
-    return range(start, stop)
+    return [range(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
 
 
 @contextlib.contextmanager

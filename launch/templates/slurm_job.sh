@@ -1,6 +1,6 @@
 #!/bin/bash
 @{directives}
-# Written by `foleyscale launch slurm`. It may be submitted again at any time, an array also in part: what is done is skipped.
+# Written by `foleyscale launch slurm`. It may be submitted again once it is over, an array also in part: what is done is skipped.
 set -eEuo pipefail
 
 # The plain job id of one task of an array is that of the whole array: a task is named by two ids.
@@ -11,30 +11,31 @@ tell() {
     echo "$(date +%FT%T) ${HOSTNAME%%.*} job $job start $start: $1"
 }
 
-# Back into the queue, since a job that ends with an error takes all that wait for it along.
 # A job that was cancelled is no longer running, and stays cancelled.
+requeue() {
+    if [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
+        tell "$1: back into the queue"
+        scontrol requeue "$job" && sleep 600  # until SLURM ends this start
+    fi
+}
+
+# Back into the queue, since a job that ends with an error takes all that wait for it along.
 again() {
     local status=$1 why=$2 answer
     trap - ERR
     for answer in @{answers}; do  # exit codes that another start would not change
         if ((status == answer)); then tell "$why"; exit "$status"; fi
     done
-    if ((start <= @{restarts})) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
-        tell "$why: back into the queue"
-        scontrol requeue "$job" && sleep 600  # until SLURM ends this start
-    fi
+    if may_restart; then requeue "$why"; fi
     tell "$why: given up"
     exit "$status"
 }
 trap 'again $? "exit code $?"' ERR
-trap 'again 124 "the time limit is near"' USR1
+
+@{work}
 
 tell "running"
 cd -- @{folder}
 @{setup}
-# In the background, because a shell minds signals only between commands; a step of its own, so that
-# running out of memory ends the step and not this script.
-srun --ntasks=1 --cpus-per-task=@{cpus} \
-    @{command} &
-wait $!
+work
 tell "exit code 0"

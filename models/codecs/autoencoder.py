@@ -40,8 +40,8 @@ class MelVAEConfig:
     multi_resolution_weight: float = 0.0
     """Weight of the L1 errors of the mel averaged over patches of 2 x 2, 4 x 4 and 8 x 8: the envelope, beside the detail."""
     forced_weight_norm: bool = False
-    """Renormalise the stored weights at every training step, as EDM2 does, so that the learning rate keeps its effect.
-    Only in effect where the optimiser steps on the stored weights themselves: ZeRO steps on copies of its own."""
+    """Bring the stored weights back to unit norm after every training step (EDM2, equation 66), so that the learning rate keeps its
+    effect: kernels that grow are turned less by each step."""
 
     def __post_init__(self):
         for name in ("bands", "latent_dim", "hidden", "encoder_blocks", "decoder_blocks", "activation_limit"):
@@ -92,6 +92,10 @@ class MelVAE(nn.Module):
 
     def forward(self, mel: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Training loss with the posterior sampled by `noise` (B, C, T / 2); L1 and patch errors are in standard deviations of a band."""
+        return self.reconstruct(mel, noise)[0]
+
+    def reconstruct(self, mel: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The losses of `forward`, and the standardised mel (B, F, T) before and after."""
         target = self._standardise(mel)
         mean, log_variance = self._posterior(target)
         decoded = self._decode(mean + (0.5 * log_variance).exp() * noise)
@@ -100,7 +104,7 @@ class MelVAE(nn.Module):
         loss = reconstruction + self.config.kl_weight * kl
         if self.config.multi_resolution_weight:
             loss = loss + self.config.multi_resolution_weight * _patch_errors(decoded, target)
-        return {"loss": loss, "reconstruction": reconstruction.detach(), "kl": kl.detach()}
+        return {"loss": loss, "reconstruction": reconstruction.detach(), "kl": kl.detach()}, target, decoded
 
     def _standardise(self, mel: Tensor) -> Tensor:
         if mel.dim() != 3 or mel.shape[1] != self.config.bands or mel.shape[2] % 2:
@@ -123,7 +127,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         dims = [config.hidden * multiplier for multiplier in config.multipliers]
-        self.conv_in = _conv(config, config.bands, dims[0], 3)
+        self.conv_in = MPConv1d(config.bands, dims[0], 3)
         self.down = nn.ModuleList()
         for level, dim in enumerate(dims):
             down = Level(config, dims[max(level - 1, 0)], dim, config.encoder_blocks)
@@ -131,7 +135,7 @@ class Encoder(nn.Module):
                 down.downsample = Downsample(config, dim)
             self.down.append(down)
         self.mid = Middle(config, dims[-1])
-        self.conv_out = _conv(config, dims[-1], 2 * config.latent_dim, 3)
+        self.conv_out = MPConv1d(dims[-1], 2 * config.latent_dim, 3)
         self.learnable_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +154,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         dims = [config.hidden * multiplier for multiplier in config.multipliers]
-        self.conv_in = _conv(config, config.latent_dim, dims[-1], 3)
+        self.conv_in = MPConv1d(config.latent_dim, dims[-1], 3)
         self.mid = Middle(config, dims[-1])
         self.up = nn.ModuleList()
         for level, dim in enumerate(dims):
@@ -158,7 +162,7 @@ class Decoder(nn.Module):
             if level == config.halved_level + 1:
                 up.upsample = Upsample(config, dim)
             self.up.append(up)
-        self.conv_out = _conv(config, dims[0], config.bands, 3)
+        self.conv_out = MPConv1d(dims[0], config.bands, 3)
         self.learnable_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,10 +208,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, config: MelVAEConfig, in_dim: int, dim: int):
         super().__init__()
         self.share = config.residual_share
-        self.conv1 = _conv(config, in_dim, dim, 3)
-        self.conv2 = _conv(config, dim, dim, 3)
+        self.conv1 = MPConv1d(in_dim, dim, 3)
+        self.conv2 = MPConv1d(dim, dim, 3)
         if in_dim != dim:
-            self.nin_shortcut = _conv(config, in_dim, dim, 1)
+            self.nin_shortcut = MPConv1d(in_dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = normalise(x, dim=1)
@@ -222,8 +226,8 @@ class Attention(nn.Module):
     def __init__(self, config: MelVAEConfig, dim: int):
         super().__init__()
         self.share = config.residual_share
-        self.qkv = _conv(config, dim, 3 * dim, 1)
-        self.proj_out = _conv(config, dim, dim, 1)
+        self.qkv = MPConv1d(dim, 3 * dim, 1)
+        self.proj_out = MPConv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # The checkpoints interleave query, key and value channel by channel.
@@ -237,8 +241,8 @@ class Downsample(nn.Module):
 
     def __init__(self, config: MelVAEConfig, dim: int):
         super().__init__()
-        self.conv1 = _conv(config, dim, dim, 1)
-        self.conv2 = _conv(config, dim, dim, 1)
+        self.conv1 = MPConv1d(dim, dim, 1)
+        self.conv2 = MPConv1d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.avg_pool1d(self.conv1(x), 2))
@@ -249,14 +253,10 @@ class Upsample(nn.Module):
 
     def __init__(self, config: MelVAEConfig, dim: int):
         super().__init__()
-        self.conv = _conv(config, dim, dim, 3)
+        self.conv = MPConv1d(dim, dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.repeat_interleave(2, dim=2))
-
-
-def _conv(config: MelVAEConfig, in_dim: int, out_dim: int, kernel: int) -> MPConv1d:
-    return MPConv1d(in_dim, out_dim, kernel, forced=config.forced_weight_norm)
 
 
 def _patch_errors(decoded: Tensor, target: Tensor) -> Tensor:

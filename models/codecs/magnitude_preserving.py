@@ -1,4 +1,4 @@
-"""Magnitude-preserving layers (Karras et al. 2024, "EDM2", equations 46-66): activations and weights keep unit magnitude."""
+"""Magnitude-preserving layers (Karras et al. 2024, "EDM2", equations 47, 66, 81 and 88): activations and weights keep unit magnitude."""
 
 from __future__ import annotations
 
@@ -20,32 +20,29 @@ def normalise(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """SiLU, brought back to unit magnitude for a unit normal variable."""
+    """SiLU, brought back to unit magnitude for a unit normal variable (equation 81)."""
     return F.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """(1 - share) a + share b, brought back to unit magnitude for independent unit inputs."""
+    """(1 - share) a + share b, brought back to unit magnitude for independent unit inputs (equation 88)."""
     return torch.lerp(a, b, share) / math.hypot(1 - share, share)
 
 
 class MPConv1d(nn.Module):
-    """Convolution over time without bias that uses its kernels at unit norm: only their direction is learned.
+    """Convolution over time without bias that uses its kernels at unit norm: only their direction is learned (equation 47).
 
-    They are also stored at unit norm, at the start and wherever `forced`. EDM2 stores them at unit root mean square, sqrt(fan-in)
-    larger; then a step of Adam turns them as many times less, and the learning rates of other networks barely move them.
+    They also start at unit norm; training may bring them back to it after every step (equation 66). EDM2 stores them at unit root mean
+    square, sqrt(fan-in) larger; then a step of Adam turns them as many times less, and the learning rates of other networks barely
+    move them.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int, forced: bool = False):
+    def __init__(self, in_dim: int, out_dim: int, kernel: int):
         super().__init__()
-        self.forced = forced
         self.weight = nn.Parameter(self._unit(torch.randn(out_dim, in_dim, kernel)))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """(B, in_dim, T) -> (B, out_dim, T), scaled by `gain`."""
-        if self.forced and self.training:
-            with torch.no_grad():
-                self.weight.copy_(self._unit(self.weight))
         return F.conv1d(x, (self._unit(self.weight) * gain).to(x.dtype), padding=self.weight.shape[2] // 2)
 
     @staticmethod

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoders import slowfast
+from models.encoders.batch_norm import BatchNorm
 from models.encoders.features import AudioFeatures, VideoFeatures
 from models.encoders.slowfast import SlowFast, SlowFastConfig
-from models.objectives.infonce import segment_infonce
+from models.objectives.infonce import NEGATIVES, segment_infonce
+from models.recomputation import in_chunks
 
 __all__ = ["PRESETS", "SFCAVP", "SFCAVPConfig"]
 
@@ -40,8 +42,11 @@ class SFCAVPConfig:
     """Temperature at the start; it is trained."""
     temperature_bounds: tuple[float, float] = (0.01, 1.0)
     """Open interval the temperature stays in."""
+    negatives: Literal["global", "local"] = "global"
+    """Segments that the loss tells apart: those of all ranks, so that it does not depend on their number, or those of each rank."""
     feature_norm: Literal["none", "batch"] = "none"
-    """"batch": standardise each channel of the embeddings by a batch norm without affine parameters; small towers start faster."""
+    """"batch": standardise each channel of the embeddings by a batch norm without affine parameters; small towers start faster. It
+    measures what its tower's `batch_norm` says, but is never frozen: published weights have no statistics of it."""
     video_mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     """Mean of the pixels in [0, 1], per channel (Kinetics SlowFast)."""
     video_std: tuple[float, ...] = (0.225, 0.225, 0.225)
@@ -68,8 +73,14 @@ class SFCAVPConfig:
             raise ValueError(f"SFCAVPConfig.video_mean, video_std: give {self.video.in_channels} values, the channels of the video tower")
         if min(*self.video_std, self.mel_std) <= 0:
             raise ValueError("SFCAVPConfig.video_std, mel_std: give values above 0")
+        if self.negatives not in NEGATIVES:
+            raise ValueError(f"SFCAVPConfig.negatives is {self.negatives!r}: choose one of {', '.join(NEGATIVES)}")
         if self.feature_norm not in ("none", "batch"):
             raise ValueError(f"SFCAVPConfig.feature_norm is {self.feature_norm!r}: choose 'none' or 'batch'")
+
+    def seconds(self, segments: int) -> float:
+        """Length of `segments` segments, one hop apart, in seconds."""
+        return (self.segment_frames + (segments - 1) * self.hop_frames) / self.fps
 
     @property
     def hop_mels(self) -> int:
@@ -79,6 +90,7 @@ class SFCAVPConfig:
 
 PRESETS: dict[str, SFCAVPConfig] = {
     "r50": SFCAVPConfig(),
+    "r50_kinetics": SFCAVPConfig(video=slowfast.PRESETS["video_r50_kinetics"]),
     "tiny": SFCAVPConfig(
         video=slowfast.PRESETS["video_tiny"],
         audio=slowfast.PRESETS["audio_tiny"],
@@ -96,7 +108,7 @@ class SFCAVP(nn.Module):
         super().__init__()
         self.config = config
         self.video, self.audio = SlowFast(config.video), SlowFast(config.audio)
-        self.video_norm, self.audio_norm = (_feature_norm(config) for _ in range(2))
+        self.video_norm, self.audio_norm = (_feature_norm(config, tower) for tower in (config.video, config.audio))
         self.temperature_logit = nn.Parameter(_temperature_logit(config))
 
     @property
@@ -116,43 +128,72 @@ class SFCAVP(nn.Module):
         # The training engine holds scalars as vectors of one.
         return torch.exp(low + (high - low) * torch.sigmoid(self.temperature_logit.float())).squeeze()
 
-    def forward(self, frames: Tensor, mel: Tensor) -> dict[str, Tensor]:
-        """Frames (B, T, C, H, W) in [0, 1] and their log-mel (B, F, T') -> `loss` of the global batch, `accuracy`, `temperature`."""
-        video, audio = self.encode_video(frames).segments, self.encode_audio(mel).segments
-        _check_aligned(video, audio)
+    def forward(self, frames: Tensor, mel: Tensor, chunk: int = 0) -> dict[str, Tensor]:
+        """Frames (B, T, C, H, W) and their log-mel (B, F, T') -> `loss`, `accuracy` (see `segment_infonce`), `temperature`.
+
+        With `chunk` the towers see that many clips at a time, twice: the loss is that of all clips, the memory that of a chunk. A batch
+        norm that is not frozen then measures chunks.
+        """
+        video = self.video_norm(in_chunks(lambda part: _pooled(self._video_tokens(part)), frames, chunk))
+        audio = self.audio_norm(in_chunks(lambda part: _pooled(self._audio_tokens(part)), mel, chunk))
+        _check_aligned(_per_clip(video, frames), _per_clip(audio, mel))
         temperature = self.temperature
-        loss, accuracy = segment_infonce(audio.flatten(0, 1), video.flatten(0, 1), temperature)
+        loss, accuracy = segment_infonce(audio, video, temperature, self.config.negatives)
         return {"loss": loss, "accuracy": accuracy, "temperature": temperature.detach()}
 
     def encode_video(self, frames: Tensor) -> VideoFeatures:
-        """Frames (B, T, C, H, W) in [0, 1]; a rest shorter than a hop is left out. Per segment 32 / alpha slow and 32 fast tokens."""
-        config = self.config
-        mean, std = (frames.new_tensor(values).view(-1, 1, 1) for values in (config.video_mean, config.video_std))
-        segments = _segments(frames, 1, config.segment_frames, config.hop_frames, "frames")
-        segments = (segments - mean) / std
-        if config.subtract_temporal_mean:
-            segments = segments - segments.mean(dim=1, keepdim=True)
-        return VideoFeatures(*self._encode(self.video, self.video_norm, segments, len(frames)))
+        """Frames (B, T, C, H, W), float in [0, 1] or uint8; a rest shorter than a hop is left out.
+
+        Per segment 32 / alpha slow and 32 fast tokens.
+        """
+        tokens = self._video_tokens(frames)
+        return VideoFeatures(_per_clip(self.video_norm(_pooled(tokens)), frames), *(_in_time(path, frames) for path in tokens))
 
     def encode_audio(self, mel: Tensor) -> AudioFeatures:
         """Log-mel (B, F, T') of the front end `config.mel`, cut like the frames."""
-        config = self.config
-        segments = _segments(mel, 2, config.segment_mels, config.hop_mels, "mel frames")
-        segments = (segments - config.mel_mean) / config.mel_std
-        embedding, _, fast = self._encode(self.audio, self.audio_norm, segments, len(mel))
-        return AudioFeatures(embedding, fast)
+        tokens = self._audio_tokens(mel)
+        return AudioFeatures(_per_clip(self.audio_norm(_pooled(tokens)), mel), _in_time(tokens[1], mel))
 
     def similarity(self, video: Tensor, audio: Tensor) -> Tensor:
         """Cosine of each pair of segment embeddings (B, S, D), (B, S, D) -> (B, S): the reward of AVP-RPO before equation 3."""
         _check_aligned(video, audio)
         return F.cosine_similarity(video.float(), audio.float(), dim=-1)
 
-    def _encode(self, tower: SlowFast, norm: nn.Module, segments: Tensor, clips: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Segments (B*S, ...) -> embeddings (B, S, D), slow tokens and fast tokens (B, S*t, d) in order of time."""
-        tokens = [path.flatten(3).mean(dim=3) for path in tower.pathways(segments)]
-        embedding = norm(torch.cat([path.mean(dim=2) for path in tokens], dim=1))
-        slow, fast = (path.transpose(1, 2).unflatten(0, (clips, -1)).flatten(1, 2) for path in tokens)
-        return embedding.unflatten(0, (clips, -1)), slow, fast
+    def _video_tokens(self, frames: Tensor) -> list[Tensor]:
+        """Slow and fast tokens (B*S, d, t) of each segment."""
+        config = self.config
+        segments = _segments(frames, 1, config.segment_frames, config.hop_frames, "frames")
+        if frames.dtype == torch.uint8:
+            segments = segments / 255
+        mean, std = (segments.new_tensor(values).view(-1, 1, 1) for values in (config.video_mean, config.video_std))
+        segments = (segments - mean) / std
+        if config.subtract_temporal_mean:
+            segments = segments - segments.mean(dim=1, keepdim=True)
+        return _tokens(self.video, segments)
+
+    def _audio_tokens(self, mel: Tensor) -> list[Tensor]:
+        segments = _segments(mel, 2, self.config.segment_mels, self.config.hop_mels, "mel frames")
+        return _tokens(self.audio, (segments - self.config.mel_mean) / self.config.mel_std)
+
+
+def _tokens(tower: SlowFast, segments: Tensor) -> list[Tensor]:
+    """Slow and fast feature maps without their space, (N, d, t)."""
+    return [path.flatten(3).mean(dim=3) for path in tower.pathways(segments)]
+
+
+def _pooled(tokens: list[Tensor]) -> Tensor:
+    """Embeddings (N, D): both pathways' means over time, slow first."""
+    return torch.cat([path.mean(dim=2) for path in tokens], dim=1)
+
+
+def _per_clip(rows: Tensor, clips: Tensor) -> Tensor:
+    """Rows (B*S, ...) of segments as (B, S, ...)."""
+    return rows.unflatten(0, (len(clips), -1))
+
+
+def _in_time(path: Tensor, clips: Tensor) -> Tensor:
+    """Tokens (B*S, d, t) of segments -> (B, S*t, d), in order of time."""
+    return _per_clip(path.transpose(1, 2), clips).flatten(1, 2)
 
 
 def _segments(x: Tensor, axis: int, size: int, hop: int, unit: str) -> Tensor:
@@ -167,8 +208,10 @@ def _check_aligned(video: Tensor, audio: Tensor) -> None:
         raise ValueError(f"SFCAVP: video gives segments {tuple(video.shape)}, audio {tuple(audio.shape)} (B, S, D): cut both to one length")
 
 
-def _feature_norm(config: SFCAVPConfig) -> nn.Module:
-    return nn.BatchNorm1d(config.video.out_dim, affine=False) if config.feature_norm == "batch" else nn.Identity()
+def _feature_norm(config: SFCAVPConfig, tower: SlowFastConfig) -> nn.Module:
+    if config.feature_norm == "none":
+        return nn.Identity()
+    return BatchNorm(tower.out_dim, "sync" if tower.batch_norm == "sync" else "local", affine=False)
 
 
 def _temperature_logit(config: SFCAVPConfig) -> Tensor:

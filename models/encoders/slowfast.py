@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.encoders.batch_norm import POLICIES, BatchNorm
+from models.recomputation import recomputed
 
 __all__ = ["PRESETS", "SlowFast", "SlowFastConfig"]
 
 _CONV = {1: nn.Conv2d, 2: nn.Conv3d}
 _POOL = {1: nn.MaxPool2d, 2: nn.MaxPool3d}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _EXPANSION = 4
 
 
@@ -50,8 +55,13 @@ class SlowFastConfig:
     """Stride of the stem's max pooling."""
     lateral_kernel: int = 7
     """Temporal kernel of the fast-to-slow convolutions; their stride is alpha and they double the channels."""
-    batch_norm: Literal["batch", "frozen"] = "batch"
-    """In training: "batch" = statistics of the local batch; "frozen" = the running ones, for batches too small to measure."""
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
+    """What batch norm measures in training: "local" = this rank's batch; "sync" = that of all ranks; "frozen" = nothing, it applies the
+    running statistics, for published weights and for batches too small to measure."""
+    activation_checkpointing: tuple[str, ...] = ()
+    """Parts whose activations are computed again in the backward pass rather than kept: "stem", "res2", "res3", ..."""
+    channels_last: bool = False
+    """Keep feature maps with the channels innermost in memory: faster convolutions on GPUs with tensor cores."""
     zero_init: bool = True
     """Start each bottleneck as its shortcut: the last batch norm's scale is zero."""
 
@@ -66,8 +76,15 @@ class SlowFastConfig:
             raise ValueError(f"SlowFastConfig: kernels are {kernels}: choose odd ones, so that both pathways stay aligned in time")
         if self.width % self.beta:
             raise ValueError(f"SlowFastConfig.width is {self.width}: choose a multiple of beta ({self.beta})")
-        if self.batch_norm not in ("batch", "frozen"):
-            raise ValueError(f"SlowFastConfig.batch_norm is {self.batch_norm!r}: choose 'batch' or 'frozen'")
+        if self.batch_norm not in POLICIES:
+            raise ValueError(f"SlowFastConfig.batch_norm is {self.batch_norm!r}: choose one of {', '.join(POLICIES)}")
+        if unknown := sorted(set(self.activation_checkpointing) - set(self.parts)):
+            raise ValueError(f"SlowFastConfig.activation_checkpointing has {', '.join(unknown)}: choose from {', '.join(self.parts)}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the stem and the stages, as in the papers' tables."""
+        return ("stem", *(f"res{number}" for number in range(2, 2 + len(self.depths))))
 
     @property
     def slow_dim(self) -> int:
@@ -119,24 +136,26 @@ class SlowFast(nn.Module):
     def pathways(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last feature maps before pooling: slow (B, slow_dim, T / alpha, ...space) and fast (B, fast_dim, T, ...space)."""
         x = self._time_first(x).to(self.slow_stem[0].conv.weight.dtype)
-        slow, fast = self.slow_stem(x[:, :, :: self.config.alpha]), self.fast_stem(x)
-        for lateral, slow_stage, fast_stage in zip(self.laterals, self.slow_stages, self.fast_stages, strict=True):
-            slow = slow_stage(torch.cat([slow, lateral(fast)], dim=1))
-            fast = fast_stage(fast)
-        return slow, fast
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+        paths = self._run("stem", self._stems, x)
+        for number, part in enumerate(self.config.parts[1:]):
+            paths = self._run(part, partial(self._stages, number), *paths)
+        return paths
+
+    def _run(self, part: str, function: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return recomputed(function, *inputs) if part in self.config.activation_checkpointing else function(*inputs)
+
+    def _stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.slow_stem(x[:, :, :: self.config.alpha]), self.fast_stem(x)
+
+    def _stages(self, number: int, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
+        slow = torch.cat([slow, self.laterals[number](fast)], dim=1)
+        return self.slow_stages[number](slow), self.fast_stages[number](fast)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embedding (B, out_dim), not normalised."""
         return torch.cat([path.flatten(2).mean(dim=2) for path in self.pathways(x)], dim=1)
-
-    def train(self, mode: bool = True) -> SlowFast:
-        """Set training mode; batch norms stay in evaluation mode where the config freezes their statistics."""
-        super().train(mode)
-        if self.config.batch_norm == "frozen":
-            for module in self.modules():
-                if isinstance(module, BatchNorm):
-                    module.eval()
-        return self
 
     def _time_first(self, x: Tensor) -> Tensor:
         """Input as (B, C, T, ...space)."""
@@ -181,23 +200,11 @@ class ConvNorm(nn.Module):
         super().__init__()
         size, step = _axes(config, kernel), _axes(config, stride)
         self.conv = _CONV[config.space_axes](in_dim, out_dim, size, step, padding=_same(size), bias=False)
-        self.norm = BatchNorm(out_dim)
+        self.norm = BatchNorm(out_dim, config.batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim, T, ...space) -> (B, out_dim, ...)."""
         return self.norm(self.conv(x))
-
-
-class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over all axes but the channels'.
-
-    DeepSpeed rounds parameters to bfloat16 and leaves buffers in float32; torch's own refuses to mix the two.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, ...) -> the same, in the type of `x`."""
-        weight, bias = (parameter.to(self.running_mean.dtype) for parameter in (self.weight, self.bias))
-        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps)
 
 
 def _axes(config: SlowFastConfig, time_space: tuple[int, int]) -> tuple[int, ...]:

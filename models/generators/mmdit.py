@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.generators.guidance import Guidance, Prepared
 from models.layers import (
     ChannelLastConv1d,
     FinalLayer,
@@ -22,6 +23,7 @@ from models.layers import (
     TimestepEmbedding,
     TransformerBlock,
     attend,
+    inside_forward,
     rotary_angles,
     swiglu_width,
 )
@@ -216,14 +218,12 @@ class MMDiT(nn.Module):
         """Flow of `latent` (B, N, C) at `t` (B,), given clip (B, Tc, Dc), sync (B, Ts, Ds) and text (B, Tt, Dt).
 
         A condition that is None, or dropped for a sample by a (B,) bool mask, becomes its empty feature. Dropping happens here so that
-        ZeRO-3 gathers the empties. Sequences may have any length; `return_state` adds what `TopBlocks` needs.
+        ZeRO-3 gathers the empties. Sequences may have any length; `return_state` adds what `TopBlocks` needs. Inputs are cast to the
+        weights' type: the path from noise to data is best kept in float32.
         """
-        _check_shapes(self.config, latent, t, clip=clip, sync=sync, text=text)
-        clip_len, sync_len = self.config.condition_lengths(latent.shape[1])
-        clip = _fill(clip, self.empty_clip_feat, (len(latent), clip_len), drop_video)
-        sync = _fill(sync, self.empty_sync_feat, (len(latent), sync_len), drop_video)
-        text = _fill(text, self.empty_string_feat, (len(latent), self.config.text_len), drop_text)
-        state = self._trunk(latent, clip, sync, text, t)
+        _check_shapes(self.config, latent.shape[0], latent=latent, t=t, clip=clip, sync=sync, text=text)
+        prepared = self._prepare(latent.shape[1], clip, sync, text, drop_video, drop_text)
+        state = self._trunk(*self.embed(latent, t), prepared)
         flow = _top_flow(self.fused_blocks[-1], self.final_layer, state)
         return (flow, state) if return_state else flow
 
@@ -239,20 +239,38 @@ class MMDiT(nn.Module):
     ) -> Tensor:
         """Classifier-free guidance: `strength * conditional + (1 - strength) * unconditional`; up to 1, the conditional flow alone.
 
-        `negative_text` (B, Tt, Dt) takes the place of the empty text in the unconditional flow.
+        `negative_text` (B, Tt, Dt) takes the place of the empty text in the unconditional flow. Many steps under the same conditions
+        are quicker with `guidance`.
         """
-        conditional = self(latent, clip, sync, text, t)
-        if strength <= 1:
-            return conditional
-        # Masks rather than None: the empties must be as long as the conditions they stand for.
-        drop = torch.ones(len(latent), dtype=torch.bool, device=latent.device)
-        unconditional = self(latent, clip, sync, negative_text, t, drop_video=drop)
-        return strength * conditional + (1 - strength) * unconditional
+        return self.guidance(latent.shape[:2], clip, sync, text, strength, negative_text)(latent, t)
 
+    def guidance(
+        self, shape: tuple[int, int], clip: Tensor | None, sync: Tensor | None, text: Tensor | None, strength: float,
+        negative_text: Tensor | None = None,
+    ) -> Guidance:
+        """`guided_flow` of latents of `shape` (B, N) as a function of (latent, t): what the steps of a sampler share is computed here."""
+        _check_shapes(self.config, shape[0], clip=clip, sync=sync, text=text, negative_text=negative_text)
+        return Guidance(self, self._prepare_guidance(shape, clip, sync, text, strength, negative_text), strength)
+
+    def embed(self, latent: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, D) of the latents and embedding (B, D) of their times."""
+        return self.audio_input_proj(latent.to(self.latent_mean.dtype)), self.t_embed(t)
+
+    def flow(self, tokens: Tensor, time: Tensor, prepared: Prepared) -> Tensor:
+        """Flow (B, N, C) of what `embed` gives, under prepared conditions."""
+        return _top_flow(self.fused_blocks[-1], self.final_layer, self._trunk(tokens, time, prepared))
+
+    def compile_blocks(self, **options) -> None:
+        """`torch.compile` each transformer block; names in the state dict stay. Not with ZeRO-3: its hooks break the graphs."""
+        for block in (*self.joint_blocks, *self.fused_blocks):
+            block.compile(**options)
+
+    @inside_forward
     def normalise(self, latent: Tensor) -> Tensor:
         """Latents (B, N, C) of the autoencoder to the unit scale that the transformer works in."""
         return (latent - self.latent_mean) / self.latent_std
 
+    @inside_forward
     def unnormalise(self, latent: Tensor) -> Tensor:
         """Inverse of `normalise`."""
         return latent * self.latent_std + self.latent_mean
@@ -274,11 +292,43 @@ class MMDiT(nn.Module):
         yield from self.fused_blocks[-1].parameters()
         yield from self.final_layer.parameters()
 
-    def _trunk(self, latent: Tensor, clip: Tensor, sync: Tensor, text: Tensor, t: Tensor) -> TopState:
-        latent, clip, text = self.audio_input_proj(latent), self.clip_input_proj(clip), self.text_input_proj(text)
-        shared = self._global_condition(clip, text, t)
-        aligned = shared + self._align_sync(sync, latent.shape[1])
-        rotation, clip_rotation = self._rotations(latent, clip)
+    @inside_forward
+    def _prepare_guidance(
+        self, shape: tuple[int, int], clip: Tensor | None, sync: Tensor | None, text: Tensor | None, strength: float,
+        negative_text: Tensor | None,
+    ) -> Prepared:
+        """Conditions of the conditional flow and, for a strength above 1, below them those of the unconditional one."""
+        batch, length = shape
+        conditional = self._prepare(length, clip, sync, text).expand(batch)
+        if strength <= 1:
+            return conditional
+        # The empties must be as long as the conditions they stand for.
+        clip, sync = self._empties(length, clip, sync)
+        return conditional.join(self._prepare(length, clip, sync, negative_text).expand(batch))
+
+    def _prepare(
+        self, length: int, clip: Tensor | None, sync: Tensor | None, text: Tensor | None, drop_video: Tensor | None = None,
+        drop_text: Tensor | None = None,
+    ) -> Prepared:
+        """Conditions for `length` latents, with their empties where they are missing or dropped."""
+        empty_clip, empty_sync = self._empties(length, clip, sync)
+        clip = self.clip_input_proj(_fill(clip, empty_clip, drop_video))
+        sync = self._align_sync(_fill(sync, empty_sync, drop_video), length)
+        text = self.text_input_proj(_fill(text, self.empty_string_feat[None], drop_text))
+        pooled = self.global_cond_mlp(self.clip_cond_proj(clip.mean(dim=1)) + self.text_cond_proj(text.mean(dim=1)))
+        return Prepared(clip, text, pooled, sync, self._rotations(length, clip.shape[1], clip.device))
+
+    def _empties(self, length: int, clip: Tensor | None, sync: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What takes the place of frames and synchrony, (1, Tc, Dc) and (1, Ts, Ds): as long as they are, or as fits `length` latents."""
+        usual = self.config.condition_lengths(length)
+        clip_len, sync_len = (n if x is None else x.shape[1] for n, x in zip(usual, (clip, sync), strict=True))
+        return self.empty_clip_feat.expand(1, clip_len, -1), self.empty_sync_feat.expand(1, sync_len, -1)
+
+    def _trunk(self, latent: Tensor, time: Tensor, prepared: Prepared) -> TopState:
+        """Everything below the top, from embedded latents (B, N, D) and times (B, D)."""
+        clip, text, pooled, sync, (rotation, clip_rotation) = prepared.expand(len(latent))
+        shared = (time + pooled)[:, None]
+        aligned = shared + sync
 
         streams, conditions, rotations = (latent, clip, text), (aligned, shared, shared), (rotation, clip_rotation, None)
         for block in self.joint_blocks:
@@ -288,20 +338,15 @@ class MMDiT(nn.Module):
             latent = block(latent, aligned, rotation)
         return TopState(latent, aligned, aligned if self.config.final_layer_extended_condition else shared, rotation)
 
-    def _global_condition(self, clip: Tensor, text: Tensor, t: Tensor) -> Tensor:
-        pooled = self.clip_cond_proj(clip.mean(dim=1)) + self.text_cond_proj(text.mean(dim=1))
-        return (self.t_embed(t) + self.global_cond_mlp(pooled))[:, None]
-
     def _align_sync(self, sync: Tensor, length: int) -> Tensor:
         """Synchrony tokens (B, Ts, Ds) as one condition per latent (B, length, D)."""
         grouped = sync.unflatten(1, (-1, self.config.sync_group)) + self.sync_pos_emb
         projected = self.sync_input_proj(grouped.flatten(1, 2))
         return F.interpolate(projected.transpose(1, 2), size=length, mode="nearest-exact").transpose(1, 2)
 
-    def _rotations(self, latent: Tensor, clip: Tensor) -> tuple[Rotation, Rotation]:
-        length, head_dim = latent.shape[1], self.config.hidden // self.config.heads
-        stride = length / clip.shape[1]
-        return rotary_angles(length, head_dim, device=latent.device), rotary_angles(clip.shape[1], head_dim, stride, latent.device)
+    def _rotations(self, length: int, clip_len: int, device: torch.device) -> tuple[Rotation, Rotation]:
+        head_dim = self.config.hidden // self.config.heads
+        return rotary_angles(length, head_dim, device=device), rotary_angles(clip_len, head_dim, length / clip_len, device)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -327,21 +372,26 @@ def _input_projection(config: MMDiTConfig, first: nn.Module, activation: nn.Modu
     return nn.Sequential(*(layer for layer in layers if layer is not None))
 
 
-def _fill(value: Tensor | None, empty: Tensor, shape: tuple[int, int], drop: Tensor | None) -> Tensor:
+def _fill(value: Tensor | None, empty: Tensor, drop: Tensor | None) -> Tensor:
+    """`value`, or `empty` (1, T, D) in its place; where `drop` (B,) says so, for those samples."""
     if value is None:
-        return empty.expand(*shape, -1)
-    if drop is None:
-        return value
-    return torch.where(drop[:, None, None], empty.to(value.dtype), value)
+        return empty
+    value = value.to(empty.dtype)
+    return value if drop is None else torch.where(drop[:, None, None], empty, value)
 
 
-def _check_shapes(config: MMDiTConfig, latent: Tensor, t: Tensor, **conditions: Tensor | None) -> None:
-    widths = {"latent": config.latent_dim, "clip": config.clip_dim, "sync": config.sync_dim, "text": config.text_dim}
-    for name, value in {"latent": latent, **conditions}.items():
-        if value is not None and (value.ndim != 3 or value.shape[0] != len(t) or value.shape[2] != widths[name]):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}: give ({len(t)}, length, {widths[name]}), the batch being that of t")
-    sync, text = conditions["sync"], conditions["text"]
+def _check_shapes(config: MMDiTConfig, batch: int, t: Tensor | None = None, **given: Tensor | None) -> None:
+    widths = {"latent": config.latent_dim, "clip": config.clip_dim, "sync": config.sync_dim}
+    for name, value in given.items():
+        width = widths.get(name, config.text_dim)
+        if value is not None and (value.ndim != 3 or value.shape[0] != batch or value.shape[2] != width):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: give ({batch}, length, {width}), the batch being that of the latents")
+    if t is not None and t.shape != (batch,):
+        raise ValueError(f"t has shape {tuple(t.shape)}: give ({batch},), a time for each sample")
+    sync = given["sync"]
     if sync is not None and sync.shape[1] % config.sync_group:
         raise ValueError(f"sync has {sync.shape[1]} tokens: give a multiple of sync_group = {config.sync_group}")
-    if text is not None and text.shape[1] != config.text_len:
-        raise ValueError(f"text has {text.shape[1]} tokens: pad or cut it to text_len = {config.text_len}")
+    for name in ("text", "negative_text"):
+        text = given.get(name)
+        if text is not None and text.shape[1] != config.text_len:
+            raise ValueError(f"{name} has {text.shape[1]} tokens: pad or cut it to text_len = {config.text_len}")

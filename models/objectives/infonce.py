@@ -1,53 +1,46 @@
-"""Contrastive loss of segments (MultiSoundGen, equations 1 and 2), with negatives from every rank."""
+"""Contrastive loss of segments (MultiSoundGen, equations 1 and 2), with negatives from every rank or from this one."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["gather", "segment_infonce"]
+from models.collectives import gather, rank_count
+
+__all__ = ["NEGATIVES", "segment_infonce"]
+
+NEGATIVES = ("global", "local")
 
 
-def segment_infonce(audio: Tensor, video: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Loss and retrieval accuracy of paired segments (N, D) against all others in the global batch.
+def segment_infonce(
+    audio: Tensor, video: Tensor, temperature: Tensor | float, negatives: Literal["global", "local"] = "global"
+) -> tuple[Tensor, Tensor]:
+    """Loss and retrieval accuracy of the paired segments (N, D) of this rank, averaged over them and over both directions.
 
-    Row i of both is the same segment; other segments of its clip and all of the other clips are negatives. N must be the same on
-    every rank. Each rank returns the loss of the global batch; its gradient is right once gradients are averaged over ranks,
-    as data-parallel training does: the backward of `gather` sums what the ranks ask of each row.
+    Row i of both is the same segment; other segments of its clip and all of the other clips are negatives: "global" takes those of all
+    ranks, which must hold equally many, "local" those of this rank. Averaged over ranks, as data-parallel training averages gradients,
+    loss and gradient are those of the global batch, or with "local" the mean over the batches of the ranks. A rank scores only its own
+    rows: N x (N * ranks) logits in each direction.
     """
     if audio.shape != video.shape or audio.dim() != 2:
         raise ValueError(f"segment_infonce takes audio and video of one shape (N, D), not {tuple(audio.shape)} and {tuple(video.shape)}")
+    if negatives not in NEGATIVES:
+        raise ValueError(f"segment_infonce: negatives is {negatives!r}: choose one of {', '.join(NEGATIVES)}")
     # bfloat16 logits divided by a small temperature are wrong in the first digit.
     with torch.autocast(audio.device.type, enabled=False):
-        audio, video = (gather(F.normalize(x.float(), dim=1)) for x in (audio, video))
-        logits = audio @ video.T / temperature
-        target = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        hits = [(scores.argmax(dim=1) == target).float().mean() for scores in (logits, logits.T)]
+        audio, video = (F.normalize(x.float(), dim=1) for x in (audio, video))
+        others, first = ((gather(audio), gather(video)), _first_row(audio)) if negatives == "global" else ((audio, video), 0)
+        target = torch.arange(first, first + len(audio), device=audio.device)
+        directions = [mine @ theirs.T / temperature for mine, theirs in ((audio, others[1]), (video, others[0]))]
+        loss = sum(F.cross_entropy(logits, target) for logits in directions) / 2
+        hits = [(logits.argmax(dim=1) == target).float().mean() for logits in directions]
     return loss, sum(hits) / 2
 
 
-def gather(x: Tensor) -> Tensor:
-    """Rows of every rank, in rank order; differentiable. Without a process group, `x` itself."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return x
-    return _Gather.apply(x)
-
-
-class _Gather(torch.autograd.Function):
-    """All-gather whose backward sums the gradients of all ranks. torch.distributed.nn has one, deprecated as of torch 2.13."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        # Gloo has no reduce-scatter of tensors; (N, D) embeddings are small enough to reduce whole.
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+def _first_row(x: Tensor) -> int:
+    """Place of this rank's first row among those of all ranks."""
+    return dist.get_rank() * len(x) if rank_count() > 1 else 0

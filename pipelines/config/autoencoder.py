@@ -7,6 +7,7 @@ from typing import Annotated
 
 from data_prep.audio import MEL_SPECS
 from models.codecs import autoencoder
+from models.codecs.adversarial import AdversarialConfig
 from pipelines.config.fields import check, from_presets
 from pipelines.config.training import TrainConfig
 
@@ -20,6 +21,8 @@ class AutoencoderConfig:
     """Preset name, or fields of MelVAEConfig."""
     mel: str = "mmaudio_16k"
     """Log-mel front end that the VAE codes."""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """Training against a discriminator."""
     weights: str = ""
     """Published checkpoint (.pth) to use in place of training this stage; needs the preset `16k` or `44k`."""
     train: TrainConfig = field(default_factory=TrainConfig)

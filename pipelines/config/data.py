@@ -61,9 +61,19 @@ class StreamConfig:
     """Shards that are shuffled together: larger mixes further, smaller reads closer to sequentially."""
     cache_gb: float = 0.0
     """Memory for decoded clips per process: worth it when the whole set fits, as in the demo. Each worker keeps its own part."""
+    disk_cache: str = ""
+    """Local folder that keeps what is read from an object store, shared by all processes of a node; empty for none."""
+    disk_cache_gb: float = 100.0
+    """Size that the folder never exceeds. Full, it drops other data sets; what it has of this one stays."""
     max_bad_share: float = 0.01
     """Stop when more than this share of the clips cannot be read."""
     clip_timeout: float = 60.0
     """Seconds a clip may decode in a worker before the worker is killed and the clip quarantined; without workers nothing can watch."""
     allow_data_change: bool = False
     """Resume although the shards or the order's settings are not those of the checkpoint: clips may come twice, or not at all."""
+
+    def __post_init__(self):
+        check(self.workers >= 0 and self.window > 0, "workers must be 0 or more, window 1 or more")
+        check(self.cache_gb >= 0 and self.disk_cache_gb > 0, "cache_gb must be 0 or more, disk_cache_gb above 0")
+        check("://" not in self.disk_cache, "disk_cache must be a local folder, not a URL")
+        check(0 <= self.max_bad_share <= 1 and self.clip_timeout > 0, "max_bad_share must be a share from 0 to 1, clip_timeout above 0")

@@ -11,6 +11,10 @@ class BarsConfig:
 
     retrieval_times_chance: float | None = None
     """Least R@1 in galleries of 64, as a multiple of chance."""
+    right_segment_times_chance: float | None = None
+    """Least share of segments that find their own among those of their clip, as a multiple of chance."""
+    shift_preference: float | None = None
+    """Least share of clips whose true sound scores above the same sound 0.3 s out of time."""
     autoencoder_ratio: float | None = None
     """Largest L1 of the autoencoder over that of the per-band mean."""
     flow_gap: float | None = None
@@ -19,6 +23,10 @@ class BarsConfig:
     """Least significance of that rise, standard errors."""
     reward_gap_sigmas: float | None = None
     """Least significance by which generated sound prefers its own video."""
+    onset_gap: float | None = None
+    """Least onset F1 of generated sound above that against another clip's true sound."""
+    onset_gap_sigmas: float | None = None
+    """Least significance of that difference, standard errors."""
 
 
 @dataclass(kw_only=True)

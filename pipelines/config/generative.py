@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from models.generators import mmdit
-from pipelines.config.fields import from_presets
+from pipelines.config.fields import check, from_presets
 from pipelines.config.training import TrainConfig
 
 
@@ -25,7 +25,11 @@ class GenerativeConfig:
     """Stage 3: MM-DiT with conditional flow matching (MMAudio)."""
 
     model: Annotated[mmdit.MMDiTConfig, from_presets(mmdit.PRESETS)] = field(default_factory=lambda: mmdit.PRESETS["small_16k"])
-    """Preset name, or fields of MMDiTConfig. Latent and condition sizes are taken from the earlier stages."""
+    """Preset name, or fields of MMDiTConfig. Latent and condition sizes are taken from the earlier stages and the encoders."""
+    weights: str = ""
+    """Checkpoint to start from: one published with MMAudio (.pth), or an export of ours (.safetensors). It brings its latent statistics."""
+    fine_tune: bool = True
+    """Train on from `weights`; false takes them over as they are, for preference rounds on a published model."""
     drop_video: float = 0.1
     """Share of clips that train without their video."""
     drop_text: float = 0.1
@@ -36,5 +40,11 @@ class GenerativeConfig:
     """Euler steps from noise to sound."""
     guidance: float = 4.5
     """Strength of classifier-free guidance; 1 is without."""
+    compile: bool = False
+    """Compile each transformer block (needs a C++ compiler on a CPU); not with ZeRO stage 3, whose gathering breaks the graphs."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training."""
+
+    def __post_init__(self):
+        check(not self.compile or self.train.zero.stage < 3, "compile works with train.zero.stage 0 to 2: set one of the two otherwise")
+        check(self.fine_tune or bool(self.weights), "fine_tune is false, so name the `weights` to take over")

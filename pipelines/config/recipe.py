@@ -10,14 +10,15 @@ import pydantic
 from data_prep.audio import MEL_SPECS
 from data_prep.media import ClipFormat
 from data_prep.settings import PrepareConfig
-from models.codecs.vocoder import GriffinLimConfig
 from pipelines.config.autoencoder import AutoencoderConfig
+from pipelines.config.conditioning import ConditioningConfig
 from pipelines.config.contrastive import ContrastiveConfig
 from pipelines.config.data import ClipConfig, PrepareSection
 from pipelines.config.evaluation import EvaluationConfig
 from pipelines.config.fields import check
 from pipelines.config.generative import FeaturesConfig, GenerativeConfig
 from pipelines.config.preference import PreferenceConfig
+from pipelines.config.vocoder import VocoderConfig
 
 
 @dataclass(kw_only=True)
@@ -48,8 +49,10 @@ class Recipe:
     """Stage 1."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """Stage 2."""
-    vocoder: GriffinLimConfig = field(default_factory=GriffinLimConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
     """From log-mels to sound."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """What tells the generator about a clip."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Latents and conditions."""
     generative: GenerativeConfig = field(default_factory=GenerativeConfig)
@@ -63,10 +66,10 @@ class Recipe:
         check(self.autoencoder.mel in MEL_SPECS, "autoencoder.mel is not known")
         rate = MEL_SPECS[self.autoencoder.mel].sample_rate
         check(rate == self.clip.sample_rate, f"clip.sample_rate {self.clip.sample_rate} must equal that of autoencoder.mel, {rate}")
-        segment = self.contrastive.model.segment_frames / self.contrastive.model.fps
-        check(self.clip.seconds >= self.contrastive.segments * segment - 1e-6,
-               f"clip.seconds {self.clip.seconds} is shorter than contrastive.segments x {segment:g} s")
-
+        self.vocoder.check_mel(self.autoencoder.mel)
+        wanted = self.contrastive.seconds
+        check(self.clip.seconds >= wanted - 1e-6,
+              f"clip.seconds {self.clip.seconds} is shorter than the {wanted:g} s of {self.contrastive.segments} contrastive.segments")
         for name in ("fps", "sample_rate") if self.prepare else ():
             made, read = getattr(self.prepare.settings.format, name), getattr(self.clip, name)
             check(made == read, f"prepare.settings.format.{name} {made:g} must equal clip.{name}, {read:g}")

@@ -1,43 +1,79 @@
-"""Averaged weights, sharded exactly as the optimiser's master weights are: no rank holds a second full copy."""
+"""Averaged weights, sharded as the optimiser's master weights are: no rank holds a second full copy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from pipelines.engine.zero import gather_weights, master_shards, swapped
+from pipelines.config.ema import EMAConfig
+from pipelines.engine.elastic import full_values, shards
+from pipelines.engine.profiles import gamma_of, power_decay
+from pipelines.engine.snapshots import Snapshots
+from pipelines.engine.zero import gather_weights
 
 
 class ShardedEMA:
-    """Exponential moving average of the fp32 master weights that this rank owns.
+    """Averages of the fp32 master weights over the steps, on each rank of what it owns.
 
-    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that a short run is not dominated by its first weights.
+    config: which averages, or the decay of the only one. folder: where snapshots are stored, if the config wants some.
     """
 
-    def __init__(self, engine, decay: float):
-        self._engine, self._decay = engine, decay
-        self._average = [shard.detach().clone() for shard in master_shards(engine)] if decay else []
+    def __init__(self, engine, config: EMAConfig | float, folder: Path | None = None):
+        self._engine = engine
+        self._config = config if isinstance(config, EMAConfig) else EMAConfig.of_decay(config)
+        self._decays = decays(self._config)
+        self._masters = [shard.master.detach() for shard in shards(engine) if shard.owned]
+        self.averages = {_name(which): [master.clone() for master in self._masters] for which in self._decays}
+        """Name -> tensors beside the shards that this rank owns: what a checkpoint holds and gives back."""
+        self._snapshots = Snapshots(folder) if self._config.snapshot_every and folder else None
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps."""
-        if not self._decay:
-            return
-        decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, list(master_shards(self._engine)), 1 - decay)
+        """Take in the weights after `step` steps; collective where a snapshot is due."""
+        for which, decay in self._decays.items():
+            torch._foreach_lerp_(self.averages[_name(which)], self._masters, 1 - decay(step))
+        if self._snapshots and step % self._config.snapshot_every == 0:
+            self._store(step)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The full averaged state dict (the current weights where decay is 0); collective."""
-        if not self._decay:
-            return gather_weights(self._engine)
-        with swapped(self._engine, self._average):
-            return gather_weights(self._engine)
+    def weights(self, step: int | None = None) -> dict[str, torch.Tensor]:
+        """The full state dict with the average to export, or with the last weights where none is kept; collective.
 
-    def state(self) -> list[torch.Tensor]:
-        """What this rank must save."""
-        return self._average
+        step: the last that came in, needed where the width to export is not kept but made of snapshots.
+        """
+        weights = gather_weights(self._engine)
+        if not self._decays:
+            return weights
+        which = next(iter(self._decays)) if self._config.export is None else self._config.export
+        if which in self._decays:
+            return weights | full_values(self._engine, self.averages[_name(which)])
+        self._store(step)
+        return weights | self._snapshots.synthesise(which, step)
 
-    def restore(self, state: Sequence[torch.Tensor]) -> None:
-        """Take back what `state` gave."""
-        self._average = [shard.to(own.device) for shard, own in zip(state, master_shards(self._engine), strict=bool(state))]
+    def _store(self, step: int) -> None:
+        for which in self._decays:
+            full = full_values(self._engine, self.averages[_name(which)])
+            if self._engine.global_rank == 0:
+                self._snapshots.store(step, which, full)
+        torch.distributed.barrier()
+
+
+def decays(config: EMAConfig) -> dict[float, Callable[[int], float]]:
+    """Half-life, decay or sigma_rel of each average -> how much of it stays at a step (from 1)."""
+    if config.kind == "none":
+        return {}
+    if config.kind == "power":
+        return {width: partial(power_decay, gamma_of(width)) for width in config.sigma_rels}
+    return {half_life: partial(_warmed_up, 0.5 ** (1 / half_life)) for half_life in config.half_lives} or {
+        config.decay: partial(_warmed_up, config.decay)}
+
+
+def _warmed_up(decay: float, step: int) -> float:
+    """A short run would else be dominated by its first weights."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def _name(which: float) -> str:
+    return f"ema-{which}"

@@ -1,13 +1,24 @@
-"""What a stage tells while it runs: metrics.jsonl, TensorBoard and a progress bar, all from the main process."""
+"""What a stage tells while it runs: metrics.jsonl, TensorBoard, status.json and a progress bar, all from the main process."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import sys
+import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipelines.engine.saving import write_atomically
+
+STATUS = "status.json"
+_STATUS_SECONDS = 5.0
+_LINE_SECONDS = 60.0
 
 
 @dataclass
@@ -33,14 +44,14 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / "metrics.jsonl"
-        keep_lines_until(self._path, step)
-        self._file = open(self._path, "a")  # noqa: SIM115 closed by close()
+        path = folder / "metrics.jsonl"
+        keep_lines_until(path, step)
+        self._file = open(path, "a")  # noqa: SIM115 closed by close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), refresh_per_second=2)
-        self._task = self._bar.add_task(title, total=steps, completed=step, note="")
-        self._bar.start()
+        self._progress = _Bar(title, step, steps) if sys.stderr.isatty() else _Lines(title, steps)
+        self._status, self._told = folder / STATUS, 0.0
+        self._about = {"stage": title, "step": step, "steps": steps, "pid": os.getpid(), "host": platform.node()}
+        self.state("starting")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of figures."""
@@ -61,17 +72,73 @@ class RunLog:
         for name, waveform in found.sounds.items():
             self._board.add_audio(name, np.clip(waveform, -1, 1)[None], step, sample_rate=found.sample_rate)
 
-    def advance(self, step: int, note: str) -> None:
-        """Move the progress bar."""
+    def advance(self, step: int, loss: float, rate: float) -> None:
+        """The step, the loss and the samples per second, for the progress bar and for `foleyscale status`."""
+        if not self._active:
+            return
+        now = time.time()
+        begun, first = self._about.setdefault("clock", (now, step))
+        left = (now - begun) / (step - first) * (self._about["steps"] - step) if step > first else None
+        self._about |= {"step": step, "loss": loss, "samples_per_second": rate, "seconds_left": left}
+        self._progress.advance(step, f"loss {loss:.4f}, {rate:.3g} samples/s")
+        if now - self._told > _STATUS_SECONDS:
+            self.state("running")
+
+    def state(self, state: str, reason: str = "") -> None:
+        """What the stage is doing now: running, validating, stopped, failed, complete."""
         if self._active:
-            self._bar.update(self._task, completed=step, note=note)
+            self._told = time.time()
+            known = {name: value for name, value in self._about.items() if name != "clock"}
+            write_atomically(self._status, json.dumps({**known, "state": state, "reason": reason, "time": self._told}))
+
+    def tell(self, line: str) -> None:
+        """A line that must not be overlooked."""
+        if self._active:
+            self._progress.tell(line)
 
     def close(self) -> None:
         """Flush everything."""
         if self._active:
-            self._bar.stop()
+            self._progress.close()
             self._board.close()
             self._file.close()
+
+
+class _Bar:
+    """One line at the foot of a terminal."""
+
+    def __init__(self, title: str, step: int, steps: int):
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), refresh_per_second=2)
+        self._task = self._bar.add_task(title, total=steps, completed=step, note="")
+        self._bar.start()
+
+    def advance(self, step: int, note: str) -> None:
+        self._bar.update(self._task, completed=step, note=note)
+
+    def tell(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """A line a minute in the log of a job."""
+
+    def __init__(self, title: str, steps: int):
+        self._title, self._steps, self._begun, self._told = title, steps, time.monotonic(), time.monotonic()
+
+    def advance(self, step: int, note: str) -> None:
+        if time.monotonic() - self._told > _LINE_SECONDS:
+            self._told = time.monotonic()
+            self.tell(f"{self._title}: step {step} of {self._steps}, {note}, {timedelta(seconds=round(self._told - self._begun))}")
+
+    def tell(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from pipelines.engine.checkpoint import EXPORTED, load_checkpoint, save_checkpoint, weights_hash, write_atomically
+from pipelines.engine.agreement import StepFacts, agree
+from pipelines.engine.checkpoint import EXPORTED, Checkpoints, weights_hash
 from pipelines.engine.draws import Draws
 from pipelines.engine.ema import ShardedEMA
-from pipelines.engine.guards import check_finite
-from pipelines.engine.log import RunLog
+from pipelines.engine.gradients import GradientNorms, update_held_back
+from pipelines.engine.guards import Guard, TrainingError
+from pipelines.engine.log import STATUS, RunLog
+from pipelines.engine.plain import PlainCopy
+from pipelines.engine.saving import write_atomically
 from pipelines.engine.schedule import learning_rate
+from pipelines.engine.signals import Stopped, stop_requested
+from pipelines.engine.telemetry import Telemetry, step_profiler
+from pipelines.engine.watchdog import Watchdog
 from pipelines.engine.world import World
-from pipelines.engine.zero import start_engine
+from pipelines.engine.zero import gather_weights, start_engine
 from pipelines.stages.stage import Stage
 
 
@@ -25,51 +33,89 @@ class Trainer:
 
     def __init__(self, stage: Stage, folder: Path, world: World):
         self.stage, self.train, self.folder, self.world = stage, stage.train, folder, world
-        self.checkpoints = folder / "checkpoints"
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.watchdog = Watchdog(folder, world, self.train.hang_seconds, pulse=folder / STATUS)
         torch.manual_seed(stage.seed)
-        self.engine = start_engine(stage.build().to(world.device), self.train, world)
-        self.ema = ShardedEMA(self.engine, self.train.ema_decay)
+        module = stage.build()
+        self.plain = PlainCopy(module) if world.is_main else None
+        self.engine = start_engine(module.to(world.device), self.train, world)
+        self.norms = GradientNorms(self.engine)
+        self.ema = ShardedEMA(self.engine, self.train.ema or self.train.ema_decay, folder / "averages")
+        self.checkpoints = Checkpoints(folder / "checkpoints", world, self.train)
         self.stream = stage.stream(world, folder / "quarantine.jsonl")
+        self.guard = Guard(self.train.guards)
+        self.telemetry = Telemetry(world, self.train)
         self.step = self._resume()
 
     def fit(self) -> None:
-        """Train to the last step, checkpointing on the way, then export."""
+        """Train to the last step, checkpointing on the way, then export. Stopped where a signal asks for it: all is saved then."""
         log = RunLog(self.folder, self.stage.name, self.step, self.train.steps, self.world.is_main)
-        batches = self.stream.batches(self.train.stream.workers)
         try:
-            while self.step < self.train.steps:
-                self._one_step(batches, log)
-                if self.step % self.train.checkpoint_every == 0 and self.step < self.train.steps:
-                    self._save()
+            with self.watchdog.watching(), self.telemetry.watching(), self._profiler() as profiler:
+                batches = self.stream.batches(self.train.stream.workers)
+                while self.step < self.train.steps:
+                    self.one_step(batches, log)
+                    if profiler:
+                        profiler.step()
+                self._export(log)
+        except BaseException as error:
+            log.state("stopped" if isinstance(error, Stopped) else "failed", str(error) or type(error).__name__)
+            raise
         finally:
             log.close()
-        self._export()
+        log.state("complete")
 
-    def _one_step(self, batches, log: RunLog) -> None:
-        started = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - started
-        self._set_learning_rate()
-        losses = self._forward_backward(batch)
+    def one_step(self, batches: Iterator[dict], log: RunLog) -> None:
+        """One optimiser step on the next batch, and what is due after it."""
+        with self._phase("data"):
+            batch = next(batches)
+        facts = self._forward_backward(batch)
+        self._update(facts, log)
         self.step += 1
-        self.ema.update(self.step)
-        if self.step % self.train.log_every == 0 or self.step == self.train.steps:
-            self._report(log, losses, waited, time.perf_counter() - started)
+        self._report(facts, log)
+        if self.guard.exhausted:
+            self._roll_back(log)
         if self._validates():
-            log.validation(self.step, self._validate())
+            self._validate(log)
+        stopping = facts.stop and self.step < self.train.steps
+        if stopping or (self.step % self.train.checkpoint_every == 0 and self.step < self.train.steps):
+            self._save()
+        if stopping:
+            self.checkpoints.wait()
+            raise Stopped(f"{self.stage.name} is saved at step {self.step} of {self.train.steps}")
 
-    def _forward_backward(self, batch: dict) -> dict[str, torch.Tensor]:
+    def _forward_backward(self, batch: dict) -> StepFacts:
+        """Gradients of the batch, averaged over all ranks, up to but without the update."""
         totals: dict[str, torch.Tensor] = {}
         self.engine.train()
-        for part in split_batch(batch, self.train.accumulation):
-            draws = Draws(self.stage.seed, part["position"], self.world.device)
-            inputs = self._cast(self.stage.inputs(part, draws, self.world.device))
-            outputs = self.stage.backward(self.engine, inputs)
-            self.engine.step()
+        parts = split_batch(batch, self.train.accumulation)
+        for number, part in enumerate(parts):
+            with self._phase("inputs"):
+                draws = Draws(self.stage.seed, part["position"], self.world.device)
+                inputs = self._cast(self.stage.inputs(part, draws, self.world.device))
+            self._beat("forward and backward")
+            with self.telemetry.passes(self.engine):
+                outputs = self.stage.backward(self.engine, inputs)
             for name, value in outputs.items():
-                totals[name] = totals.get(name, 0) + value.detach() / self.train.accumulation
-        return totals
+                totals[name] = totals.get(name, 0) + value.detach() / len(parts)
+            if number < len(parts) - 1:
+                self.engine.step()  # counts the pass, and changes nothing before the last
+        with self._phase("communication"):
+            return agree(self.world, totals, self.norms, stop_requested(), self.stream.bad)
+
+    def _update(self, facts: StepFacts, log: RunLog) -> None:
+        """The optimiser's step, or where the guard finds it harmful, everything of it but the update."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.train.steps, self.train.optimiser)
+        reason = self.guard.judge(self.step, facts.losses["loss"], facts.norm)
+        with self._phase("optimiser"):
+            if reason:
+                log.tell(f"{self.stage.name}: step {self.step + 1} is skipped: {reason}")
+                with update_held_back(self.engine):
+                    self.engine.step()
+                return
+            self.engine.step()
+            self.stage.after_step(self.engine)
+            self.ema.update(self.step + 1)
 
     def _cast(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """DeepSpeed casts weights, not inputs."""
@@ -77,43 +123,64 @@ class Trainer:
             return inputs
         return {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
 
-    def _set_learning_rate(self) -> None:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.train.steps, self.train.optimiser)
-
-    def _report(self, log: RunLog, losses: dict[str, torch.Tensor], waited: float, seconds: float) -> None:
-        values = self.world.mean({name: float(value) for name, value in losses.items()})
-        check_finite(values, self.step)
-        norm = self.engine.get_global_grad_norm()
-        extra = {} if norm is None else {"gradient_norm": float(norm)}
-        rate = learning_rate(self.step - 1, self.train.steps, self.train.optimiser)
-        log.scalars(self.step, values | extra | {
-            "learning_rate": rate, "seconds_per_step": seconds, "data_wait": waited / seconds,
-            "samples_per_second": self.train.batch_size / seconds, **self.world.total({"quarantined": self.stream.bad})})
-        log.advance(self.step, f"loss {values['loss']:.4f}")
+    def _report(self, facts: StepFacts, log: RunLog) -> None:
+        self.telemetry.count_step()
+        if self.step % self.train.log_every and self.step != self.train.steps:
+            return
+        measured = self.telemetry.read()
+        log.scalars(self.step, facts.losses | {
+            "gradient_norm": facts.norm, **{f"gradient_norm/{part}": norm for part, norm in facts.norms.items()},
+            "learning_rate": learning_rate(self.step - 1, self.train.steps, self.train.optimiser),
+            "quarantined": facts.quarantined, "skipped": self.guard.skipped, **measured})
+        log.advance(self.step, facts.losses["loss"], measured["samples_per_second"])
 
     def _validates(self) -> bool:
         every = self.train.validate_every
         return self.step == self.train.steps or bool(every and self.step % every == 0)
 
     @torch.no_grad()
-    def _validate(self):
-        self.engine.eval()
-        return self.stage.validate(self.engine.module, self.world.device)
+    def _validate(self, log: RunLog) -> None:
+        """On the main rank alone, on a copy that needs no other rank; the others wait, as they would for the slowest of them."""
+        self._beat("validation")
+        log.state("validating")
+        weights = gather_weights(self.engine)
+        if self.plain:
+            with self.plain.holding(weights, self.world.device) as module:
+                log.validation(self.step, self.stage.validate(module, self.world.device))
+        self.world.barrier()
+        self.telemetry.restart()
 
     def _save(self) -> None:
+        self._beat("checkpoint")
         state = self.stream.state_dict(self.world.total({"seen": self.stream.seen, "bad": self.stream.bad}))
-        save_checkpoint(self.checkpoints, self.step, self.engine, self.ema, state, self.world, self.train.keep_checkpoints)
+        self.checkpoints.save(self.step, self.engine, self.ema, {"stream": state, "guard": self.guard.state_dict()})
 
     def _resume(self) -> int:
-        state = load_checkpoint(self.checkpoints, self.engine, self.ema, self.world)
+        state = self.checkpoints.restore(self.engine, self.ema)
         if state is None:
             return 0
         self.stream.load_state_dict(state["stream"], self.train.stream.allow_data_change)
+        self.guard.load_state_dict(state["guard"])
         return state["step"]
 
-    def _export(self) -> None:
-        weights = self.ema.weights()
+    def _roll_back(self, log: RunLog) -> None:
+        """Weights, moments and averages from before the first bad step. Step and data move on: the same clips would do the same again."""
+        self._beat("rollback")
+        first = self.guard.go_back(self.step)
+        if self.checkpoints.rollback_target(before=first + 1) is None:
+            raise TrainingError(f"step {self.step}: too many steps were left out from step {first + 1} on, and there is no checkpoint from "
+                                "before it to go back to; lower the learning rate or look at the data")
+        state = self.checkpoints.restore(self.engine, self.ema, before=first + 1)
+        self.guard.restart(state["guard"])
+        log.tell(f"{self.stage.name}: weights of step {state['step']} again, as too many steps from {first + 1} on were skipped; "
+                 f"training goes on with step {self.step + 1}")
+        self._save()
+
+    def _export(self, log: RunLog) -> None:
+        self._beat("export")
+        log.state("exporting")
+        self.checkpoints.wait()
+        weights = self.ema.weights(self.step)
         if self.world.is_main:
             export = self.folder / "export"
             export.mkdir(exist_ok=True)
@@ -122,6 +189,20 @@ class Trainer:
             parents = {os.path.relpath(path, self.folder): weights_hash(path) for path in self.stage.parents}
             write_atomically(export / EXPORTED, json.dumps({"stage": self.stage.name, "steps": self.step, "parents": parents}, indent=1))
         self.world.barrier()
+
+    def _beat(self, phase: str) -> None:
+        self.watchdog.beat(f"{self.stage.name}, step {self.step + 1}, {phase}")
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._beat(name)
+        with self.telemetry.clock.phase(name):
+            yield
+
+    def _profiler(self) -> contextlib.AbstractContextManager:
+        if self.train.profile and self.world.is_main:
+            return step_profiler(self.train.profile, self.folder / "profile")
+        return contextlib.nullcontext()
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:

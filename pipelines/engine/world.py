@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -28,17 +29,20 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Average scalars over all processes; every process must call with the same keys."""
-        if self.size == 1 or not values:
-            return values
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return dict(zip(values, (tensor / self.size).tolist(), strict=True))
+    def total(self, values: dict[Hashable, float | torch.Tensor]) -> dict[Hashable, float]:
+        """Sum scalars over all processes in one collective; every process must call with the same keys in the same order."""
+        if not values:
+            return {}
+        # As tensors to the end: a device waits for its host once, not once per value.
+        scalars = [torch.as_tensor(value, device=self.device).detach().double().reshape(()) for value in values.values()]
+        summed = torch.stack(scalars)
+        if self.size > 1:
+            dist.all_reduce(summed)
+        return dict(zip(values, summed.tolist(), strict=True))
 
-    def total(self, values: dict[str, float]) -> dict[str, float]:
-        """Sum scalars over all processes; every process must call with the same keys."""
-        return {name: value * self.size for name, value in self.mean(values).items()}
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        return self.total({"flag": float(flag)})["flag"] > 0
 
 
 def join_world() -> World:

@@ -1,14 +1,11 @@
-"""DeepSpeed ZeRO: the engine with every value written out, and access to the fp32 weights that it shards."""
+"""DeepSpeed ZeRO: the engine with every value written out, and the full weights that it shards."""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from pipelines.config import TrainConfig
+from pipelines.config import TrainConfig, ZeroConfig
 from pipelines.engine.world import World
 
 NEVER = 2**31
@@ -19,23 +16,68 @@ def deepspeed_config(train: TrainConfig, world: World) -> dict:
     per_pass = world.size * train.accumulation
     if train.batch_size % per_pass:
         raise ValueError(f"batch_size {train.batch_size} must divide by processes x accumulation = {world.size} x {train.accumulation}")
-    zero = {"stage": train.zero.stage, "overlap_comm": world.device.type == "cuda", "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
-    if train.zero.offload_optimiser == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": train.batch_size // per_pass,
         "gradient_accumulation_steps": train.accumulation,
         "gradient_clipping": train.optimiser.gradient_clipping,
-        "zero_optimization": zero,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": train.precision,
+        "data_types": {"grad_accum_dtype": train.precision},
+        "zero_optimization": _zero(train.zero, overlap=world.device.type == "cuda"),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
         "steps_per_print": NEVER,
         "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
     }
+
+
+def _zero(zero: ZeroConfig, overlap: bool) -> dict:
+    settings = {
+        "stage": zero.stage,
+        "overlap_comm": overlap,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "use_multi_rank_bucket_allreduce": True,
+        "round_robin_gradients": False,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 50_000_000,
+        "elastic_checkpoint": False,
+        "load_from_fp32_weights": True,
+        "ignore_unused_parameters": True,
+        "compute_grad_norm": True,
+        "memory_efficient_linear": True,
+        # Parameters of stage 3 that are never partitioned, and how far ahead and how long whole ones are kept: elements.
+        "stage3_param_persistence_threshold": zero.persistence_threshold,
+        "stage3_model_persistence_threshold": 2**62,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_gather_16bit_weights_on_model_save": False,
+        "sub_group_size": 1_000_000_000,
+    }
+    for what, place in (("optimizer", zero.offload_optimiser), ("param", zero.offload_parameters)):
+        if place == "nvme":
+            _needs_asynchronous_io()
+        if place != "none":
+            path = {"nvme_path": zero.nvme_path} if place == "nvme" else {}
+            settings[f"offload_{what}"] = {"device": place, "pin_memory": overlap, **path}
+    return settings
+
+
+def _needs_asynchronous_io() -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError("offload to nvme: DeepSpeed's async_io operator cannot be built here; install libaio-dev and a C++ compiler, "
+                         "or set zero.offload_optimiser and zero.offload_parameters to cpu")
 
 
 def start_engine(module: nn.Module, train: TrainConfig, world: World):
@@ -61,27 +103,6 @@ def _scalars_as_vectors(module: nn.Module) -> None:
             parameter.scalar = True
 
 
-def master_shards(engine) -> Sequence[torch.Tensor]:
-    """The fp32 master weights that this rank owns, in an order that never changes."""
-    if engine.zero_optimization_stage() == 0:
-        return [p.data for p in engine.module.parameters() if p.requires_grad]
-    if engine.zero_optimization_stage() == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    return list(engine.optimizer.single_partition_of_fp32_groups)
-
-
-@contextlib.contextmanager
-def swapped(engine, replacement: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Let the master weights hold `replacement` for a while, for example the averaged weights while they are gathered."""
-    shards = master_shards(engine)
-    kept = [shard.clone() for shard in shards]
-    _copy(shards, replacement)
-    try:
-        yield
-    finally:
-        _copy(shards, kept)
-
-
 def gather_weights(engine) -> dict[str, torch.Tensor]:
     """The full fp32 state dict on the CPU; collective: every rank must call it."""
     wanted = engine.module.state_dict().keys()
@@ -95,13 +116,17 @@ def _full(engine, parameter: nn.Parameter) -> torch.Tensor:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if parameter.requires_grad and engine.zero_optimization_stage() > 0:
+    stage = engine.zero_optimization_stage()
+    if parameter.requires_grad and stage > 0:
         return safe_get_full_fp32_param(parameter).detach().float().cpu().clone()
-    with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_stage() == 3):
-        return parameter.detach().float().cpu().clone()
+    with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+        return _unsharded_master(engine, parameter).detach().float().cpu().clone()
 
 
-@torch.no_grad()
-def _copy(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+def _unsharded_master(engine, parameter: nn.Parameter) -> torch.Tensor:
+    """The fp32 weights behind a bf16 parameter of stage 0; else the parameter itself."""
+    for low, full in zip(getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=False):
+        for own, master in zip(low, full, strict=True):
+            if own is parameter:
+                return master
+    return parameter

@@ -10,8 +10,9 @@ from torch import nn
 
 from data_prep.audio import log_mel
 from data_prep.index import ShardSet
+from models.checkpoints import fitted, read_checkpoint
 from models.encoders.sf_cavp import SFCAVP
-from models.pretrained import save_weights
+from models.pretrained import load_slowfast_r50, save_weights
 from pipelines.config import Recipe
 from pipelines.engine.draws import Draws
 from pipelines.engine.log import Validation
@@ -31,20 +32,25 @@ class ContrastiveStage(Stage):
         self.train, self.seed = self.config.train, recipe.seed
 
     def build(self) -> nn.Module:
-        """Fresh towers."""
-        return SFCAVP(self.config.model)
+        """Fresh towers; the video tower from published weights where the recipe names them."""
+        encoder = SFCAVP(self.config.model)
+        if self.config.video_weights:
+            load_video_tower(encoder, self.config.video_weights)
+        return encoder
 
     def stream(self, world: World, quarantine: Path):
         """Consecutive segments of a clip from a random frame on, picture and sound aligned."""
-        seconds = self.config.segments * self.config.model.segment_frames / self.config.model.fps
-        decode = clip_decoder(self.recipe, seconds, random_crop=True)
+        decode = clip_decoder(self.recipe, self.config.seconds, random_crop=True)
         shards = ShardSet.open(self.recipe.data, split=self.recipe.train_split)
         return training_stream(shards, decode, self.train, self.seed, world, quarantine)
 
     def inputs(self, batch: dict, draws: Draws, device: torch.device) -> dict[str, torch.Tensor]:
-        """Frames (B, T, C, H, W) in [0, 1] and log-mels (B, F, T)."""
-        frames = batch["frames"].to(device).float() / 255
-        return {"frames": frames, "mel": log_mel(batch["waveform"].to(device), self.config.model.mel)}
+        """Frames (B, T, C, H, W) and log-mels (B, F, T). Frames stay bytes: a large batch of floats would not fit beside a chunk."""
+        return {"frames": batch["frames"].to(device), "mel": log_mel(batch["waveform"].to(device), self.config.model.mel)}
+
+    def backward(self, engine, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One pass over the whole batch, its activations or those of one chunk in memory."""
+        return super().backward(engine, inputs | {"chunk": self.config.chunk})
 
     @torch.no_grad()
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
@@ -61,6 +67,15 @@ class ContrastiveStage(Stage):
         encoder = SFCAVP(self.config.model)
         encoder.load_state_dict(weights)
         save_weights(encoder, self.config.model, folder)
+
+
+def load_video_tower(encoder: SFCAVP, path: str) -> None:
+    """Fill the video tower with PyTorchVideo's slowfast_r50. ValueError where the tower is another, or `path` holds something else."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"contrastive.video_weights names {path}, which is not there: fetch PyTorchVideo's SLOWFAST_8x8_R50.pyth")
+    published = load_slowfast_r50(read_checkpoint(path))
+    remedy = "choose contrastive.model=r50_kinetics, whose kernels are those of the published weights"
+    fitted(encoder.video, published.state_dict(), f"contrastive.video_weights {path}", remedy)
 
 
 def retrieval_scalars(video: torch.Tensor, audio: torch.Tensor, galleries: int) -> dict[str, float]:

@@ -22,6 +22,8 @@ def clip_decoder(recipe: Recipe, seconds: float, random_crop: bool, want: tuple[
 def training_stream(shards: ShardSet, decode, train: TrainConfig, seed: int, world: World, quarantine: Path) -> ClipStream:
     """Endless shuffled stream of this rank's slice of every global batch."""
     options = train.stream
+    if options.disk_cache:
+        shards = shards.cached(options.disk_cache, round(options.disk_cache_gb * 2**30))
     return ClipStream(shards, decode, batch_size=train.batch_size, rank=world.rank, world_size=world.size, seed=seed, window=options.window,
                       max_bad_share=options.max_bad_share, quarantine=str(quarantine), clip_timeout=options.clip_timeout,
                       cache_gb=options.cache_gb)

@@ -18,7 +18,8 @@ from pipelines.engine.draws import Draws
 from pipelines.engine.log import Validation
 from pipelines.engine.world import World
 from pipelines.stages.data import training_stream
-from pipelines.stages.generative import CONDITIONS, FlowModel, validate_flow
+from pipelines.stages.generative import FlowModel, validate_flow
+from pipelines.stages.inputs import StoredFeatures
 from pipelines.stages.stage import Stage
 
 PAIR = ("latent_mean", "latent_std", "loser")
@@ -34,16 +35,14 @@ class PreferenceModel(nn.Module):
             parameter.requires_grad_(True)
         self.reference = TopBlocks.copy_of(generator).requires_grad_(False)
         self.objective = AVPRPOLoss(beta, normalise)
-        self.register_buffer("latent_mean", generator.latent_mean.detach().clone(), persistent=False)
-        self.register_buffer("latent_std", generator.latent_std.detach().clone(), persistent=False)
 
-    def forward(self, winner: torch.Tensor, loser: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, clip: torch.Tensor,
-                sync: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, winner: torch.Tensor, loser: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, clip: torch.Tensor | None = None,
+                sync: torch.Tensor | None = None, text: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Latents of winner and loser (B, N, C) under the same noise and times (B,) -> the terms of equation 5."""
-        pair = (torch.cat([winner, loser]) - self.latent_mean) / self.latent_std
-        noise, t, clip, sync = (torch.cat([x, x]) for x in (noise, t, clip, sync))
+        pair = self.generator.normalise(torch.cat([winner, loser]))
+        noise, t, clip, sync, text = (None if x is None else torch.cat([x, x]) for x in (noise, t, clip, sync, text))
         x_t, target = interpolate(noise, pair, t)
-        flow, state = self.generator(x_t, clip, sync, None, t, return_state=True)
+        flow, state = self.generator(x_t, clip, sync, text, t, return_state=True)
         with torch.no_grad():
             reference = flow_loss(self.reference(state), target)
         policy = flow_loss(flow, target)
@@ -69,7 +68,7 @@ class PreferenceStage(Stage):
     def stream(self, world: World, quarantine: Path):
         """Random pairs with their conditions."""
         shards = ShardSet.open(self.candidates).with_layer(ShardSet.open(self.features))
-        return training_stream(shards, TensorDecoder(PAIR + CONDITIONS), self.train, self.seed, world, quarantine)
+        return training_stream(shards, TensorDecoder(PAIR + self.recipe.conditioning.slots), self.train, self.seed, world, quarantine)
 
     def inputs(self, batch: dict, draws: Draws, device: torch.device) -> dict[str, torch.Tensor]:
         """Winner and loser latents, noise, time and conditions."""
@@ -80,14 +79,14 @@ class PreferenceStage(Stage):
             "loser": batch["loser"].to(device),
             "noise": draws.normal(*shape),
             "t": flow_time(draws.uniform(), self.recipe.generative.time),
-            **{name: batch[name].to(device) for name in CONDITIONS},
+            **{name: batch[name].to(device) for name in self.recipe.conditioning.slots},
         }
 
     @torch.no_grad()
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Held-out flow loss: a rise is the first sign of over-optimisation."""
         model = FlowModel(module.generator).to(device).eval()
-        return validate_flow(model, self.recipe, self.features, self.train.validation_clips, device)
+        return validate_flow(model, self.recipe, StoredFeatures(self.recipe, self.features), self.train.validation_clips, device)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """The aligned generator."""

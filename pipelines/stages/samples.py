@@ -8,17 +8,18 @@ from models.conditioning import Conditions
 from models.generators.mmdit import MMDiT
 from pipelines.config import Recipe
 from pipelines.engine.log import Validation
-from pipelines.generate import SoundModel
+from pipelines.sounding import SoundModel
 
 SAMPLES = 2
 
 
 @torch.no_grad()
 def generated_samples(generator: MMDiT, recipe: Recipe, clips: dict[str, torch.Tensor], device: torch.device) -> Validation:
-    """Log-mels and sounds that `generator` gives the first of `clips` (latent_mean, clip and sync), beside their true log-mels."""
-    model = SoundModel.around(generator, recipe, recipe.folder, device)
-    conditions = Conditions(*(clips[name][:SAMPLES].to(device) for name in ("clip", "sync")))
-    latents = model.latents(conditions, model.noise(len(conditions.clip), recipe.clip.seconds, recipe.seed))
+    """Log-mels and sounds that `generator` gives the first of `clips` (latent_mean and conditions), beside their true log-mels."""
+    model = SoundModel.around(generator, recipe, recipe.folder, device, sees=False)
+    conditions = Conditions(**{name: clips[name][:SAMPLES].to(device) for name in recipe.conditioning.slots})
+    count = len(clips["latent_mean"][:SAMPLES])
+    latents = model.latents(conditions, model.noise(count, recipe.clip.seconds, recipe.seed))
     true, made = (model.mel(x).cpu().numpy() for x in (clips["latent_mean"][:SAMPLES].to(device), latents))
     sounds = model.waveform(latents).cpu().numpy()
     found = Validation(sample_rate=recipe.clip.sample_rate)

@@ -45,6 +45,9 @@ class Stage(ABC):
         engine.backward(outputs["loss"])
         return outputs
 
+    def after_step(self, engine) -> None:  # noqa: B027  most stages have nothing to do
+        """What follows an optimiser step, on every rank."""
+
     @abstractmethod
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Figures and samples on held-out clips; the module is in evaluation mode."""

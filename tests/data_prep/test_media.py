@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.media import ClipError, ClipFormat, decode_audio, decode_frames, loudness, mux, probe, read_video, transcode
-from data_prep.transcoding.encode import as_rgb
+from data_prep.transcoding.encode import as_rgb, encode_flac
 from data_prep.transcoding.timeline import Painter, at_constant_rate, fit, mono, place
 from tests.fixtures.made_media import TICKS, numbers, tick_times, ticking, write_media
 
@@ -69,6 +69,19 @@ def test_any_part_of_a_clip_equals_that_part_of_the_whole(clip, start, count):
 def test_any_part_of_the_sound_equals_that_part_of_the_whole(clip, start, count):
     stop = None if count is None else start + count
     assert np.array_equal(decode_audio(clip.flac, start, count), decode_audio(clip.flac)[start:stop])
+
+
+def test_sound_is_decoded_from_the_frame_before_the_range_on():
+    """Exact to the sample wherever it begins, and without the bytes before it."""
+    random = np.random.default_rng(0)
+    loud, quiet = random.integers(-32768, 32767, 20 * 16000), random.normal(0, 3, 20 * 16000).cumsum().clip(-30000, 30000)
+    for samples in (loud.astype(np.int16), quiet.astype(np.int16)):
+        flac = encode_flac(samples, 16000)
+        for start in (0, 1, 1151, 1152, 1153, 319_999, 317_211, *random.integers(0, 320_000, 50).tolist()):
+            assert np.array_equal(decode_audio(flac, start, 1) * 32768, samples[start : start + 1])
+        assert np.array_equal(decode_audio(flac, 170_001, 100_000) * 32768, samples[170_001:270_001])
+    damaged = flac[:500] + bytes(len(flac) // 4) + flac[500 + len(flac) // 4 :]
+    assert np.array_equal(decode_audio(damaged, 290_000, 20_000) * 32768, samples[290_000:310_000])
 
 
 def test_more_than_the_clip_has_is_an_error(clip):

@@ -38,7 +38,7 @@ SPLITS = st.lists(st.sampled_from(["train", "test", "other"]), min_size=1, max_s
 def test_every_row_is_dealt_once_to_a_shard_of_its_split(splits, rows_per_shard, seed, block):
     names = sorted(set(splits))
     codes = np.array([names.index(split) for split in splits], np.uint8)
-    survey = Survey(len(splits), "", "", None, names, codes)
+    survey = Survey("", "", None, names, codes)
     usual, plan_module._BLOCK = plan_module._BLOCK, block
     try:
         plans = plan_shards(survey.counts, rows_per_shard)
@@ -54,7 +54,7 @@ def test_every_row_is_dealt_once_to_a_shard_of_its_split(splits, rows_per_shard,
 
 
 def test_neighbours_are_scattered_and_seeds_differ():
-    survey = Survey(1000, "", "", None, ["train"], np.zeros(1000, np.uint8))
+    survey = Survey("", "", None, ["train"], np.zeros(1000, np.uint8))
     first, second = (rows_of(ShardPlan(0, "train", 0, 100), survey, seed) for seed in (0, 1))
     assert first[:50].tolist() == rows_of(ShardPlan(0, "train", 0, 50), survey, 0).tolist()
     assert first.min() < 50 and first.max() > 950 and len(set(first.tolist()) & set(second.tolist())) < 30

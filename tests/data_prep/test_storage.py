@@ -47,6 +47,14 @@ def test_files_are_read_whole_and_in_ranges(folder):
     assert pickle.loads(pickle.dumps(folder)).read("a") == DATA
 
 
+@pytest.mark.parametrize("url", ["/", "file:///"])
+def test_the_root_is_no_other_folder(url):
+    folder = Folder(url)
+    assert (folder.root, folder.path("a")) == ("/", "/a") and folder.is_local
+    assert set(folder.sizes()) == {name for name in os.listdir("/") if os.path.isfile(f"/{name}")}
+    assert pickle.loads(pickle.dumps(folder)).root == "/"
+
+
 def test_staged_files_appear_whole_or_not_at_all(folder):
     with StagedFile(folder, "c") as staged:
         staged.file.write(DATA)

@@ -14,11 +14,12 @@ from data_prep.index import ShardSet, build_index
 from data_prep.media import ClipFormat, transcode
 from data_prep.shards import ShardWriter
 from data_prep.stream import ClipStream
-from tests.fixtures.made_media import TICKS, numbers, tick_times, write_media
+from tests.fixtures.made_media import PERIOD, TICKS, numbers, tick_times, write_media
 from tests.fixtures.made_shards import DECODE, take, values, write
 
 FPS, RATE, START, END = 25, 16000, 0.2, 1.9
-EVEN = {f"{rate:.6g} fps": [number / rate for number in range(round(2 * rate))] for rate in (8, 12.5, 24000 / 1001, 24, 25)}
+RATES = (8, 12.5, 24000 / 1001, 24, 25, 30000 / 1001, 30, 60)
+EVEN = {f"{rate:.6g} fps": [number / rate for number in range(round(2 * rate))] for rate in RATES}
 TIMES = {**EVEN, "uneven": list(np.cumsum(np.random.default_rng(0).uniform(0.02, 0.06, 46)) - 0.02)}
 
 
@@ -32,7 +33,8 @@ def test_frames_and_sound_keep_their_times_for_any_source_rate(tmp_path, times):
     shards = build_index(tmp_path / "set", {})
     (whole,) = take(ClipStream(shards, ClipDecoder(fps=FPS, sample_rate=RATE), batch_size=1), 1)
     frames, waveform = whole["frames"][0], whole["waveform"][0]
-    shown, wanted = numbers(frames.permute(0, 2, 3, 1).numpy()), START + np.arange(len(frames)) / FPS
+    shown = np.unwrap(numbers(frames.permute(0, 2, 3, 1).numpy()), period=PERIOD).astype(int)
+    wanted = START + np.arange(len(frames)) / FPS
     # A picture appears half a source frame before its time, as the nearest one; after a longer pause a frame of the clip at most.
     appear = np.array([-np.inf, *(times[1:] - np.minimum(np.diff(times), 2 / FPS) / 2), np.inf])
     assert (appear[shown] <= wanted + 1e-3).all() and (wanted <= appear[shown + 1] + 1e-3).all()

@@ -43,7 +43,7 @@ def test_nothing_heavy_is_imported_before_a_command_runs():
         ("run demo clip.sice=3", "demo.yaml: clip.sice: no such key; did you mean size?"),
         ("run demo clip.size=large", "demo.yaml: clip.size: input should be a valid integer"),
         ("run demo generative.train.steps", "override 'generative.train.steps': write it as key=value"),
-        ("run nowhere", "nowhere: no such recipe file, and no shipped recipe of that name (demo, vggsound)"),
+        ("run nowhere", "nowhere: no such recipe file, and no shipped recipe of that name (demo, mmaudio_finetune, rendered, vggsound)"),
         ("run demo", "data: name the shards to train on"),
         ("generate --run nowhere --out {out} {video}", "nowhere/recipe.yaml is missing"),
         ("generate --run nowhere --out {out} nothing.mp4", "nothing.mp4: no such video file"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,8 @@ from typer.testing import CliRunner
 
 from data_prep.shards import shard_name
 from launch.launchers import launch as app
-from launch.slurm import Job, SlurmConfig, job_script, launch, preparation
+from launch.slurm import Job, SlurmConfig, chain, job_script, launch
 from pipelines.recipes import load_recipe
-from tests.services.slurm_cluster import missing, slurm_cluster
 
 CLIPS, TASKS, ROWS_PER_SHARD = 24, 4, 1
 SHARDS = CLIPS // ROWS_PER_SHARD
@@ -28,6 +28,8 @@ CHANGES = (
     "prepare.reader=rendered", f'prepare.arguments=[clips, --clips, "{CLIPS - 4}", --heldout, "4"]',
     f"prepare.tasks={TASKS}", "prepare.workers=1", f"prepare.settings.rows_per_shard={ROWS_PER_SHARD}",
 )  # fmt: skip
+DEMO = load_recipe("demo")
+PREPARE = ("--stages", "prepare")
 CHAIN = ("manifest", "shards", "index", "verify")
 PRINTING = (": $NOT_SET", r"""srun() { printf '%s\0' "$PWD" "$@"; }""")
 """Setup lines that put a function in place of srun, which prints where it runs and what it is called with."""
@@ -38,8 +40,8 @@ names_of_folders = words.filter(lambda text: text.isprintable() and text not in 
 def plan(tmp_path, *changes, **options) -> tuple[dict[str, str], SlurmConfig]:
     """Script of each job of the recipe."""
     recipe, config = load_recipe("demo", (*CHANGES, *changes)), SlurmConfig(folder=tmp_path / "slurm", **options)
-    jobs = preparation(recipe, config.folder / "recipe.yaml", config, print)
-    return {job.name: job_script(job, recipe.name, config) for job in jobs}, config
+    jobs = chain(recipe, config.folder / "recipe.yaml", config, print, ["prepare"])
+    return {job.name: job_script(job, recipe, config) for job in jobs}, config
 
 
 def directives(script: str) -> dict[str, str]:
@@ -103,7 +105,8 @@ def test_a_manifest_that_is_there_is_not_made_again(tmp_path, monkeypatch, capsy
 def test_any_words_reach_the_command(tmp_path, names, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
     with contextlib.chdir(tmp_path / folder):
-        script = job_script(Job(name="shards", command=("prep", *names), tasks=3), folder, SlurmConfig(folder=Path.cwd(), setup=PRINTING))
+        job, config = Job(name="shards", command=("prep", *names), tasks=3), SlurmConfig(folder=Path.cwd(), setup=PRINTING)
+        script = job_script(job, replace(DEMO, name=folder), config)
     called = subprocess.run(["bash", "-c", script], env=os.environ | {"SLURM_JOB_ID": "1"}, capture_output=True, check=True)
     place, *arguments, _ = called.stdout.split(b"\n", 1)[1].decode().split("\0")
     assert place == str(tmp_path / folder)
@@ -128,7 +131,7 @@ def test_when_a_job_goes_back_into_the_queue(tmp_path, monkeypatch, answers, sta
     monkeypatch.chdir(tmp_path)
     setup = (f"srun() {{ return {status}; }}", f"squeue() {{ echo {state}; }}", 'scontrol() { echo "asked: $*"; }', "sleep() { :; }")
     job = Job(name="shards", command=("prep",), tasks=4, answers=answers)
-    script = job_script(job, "run", SlurmConfig(folder=tmp_path, setup=setup))
+    script = job_script(job, DEMO, SlurmConfig(folder=tmp_path, setup=setup))
     environment = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": str(starts)}
     done = subprocess.run(["bash", "-c", script], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == status
@@ -139,7 +142,8 @@ def test_when_a_job_goes_back_into_the_queue(tmp_path, monkeypatch, answers, sta
 def test_a_dry_run_shows_everything_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
-    done = CliRunner().invoke(app, ["slurm", "demo", *CHANGES, "--tasks", "8", "--max-running", "2", "--dry-run"], catch_exceptions=False)
+    arguments = ["slurm", "demo", *CHANGES, *PREPARE, "--tasks", "8", "--max-running", "2", "--dry-run"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     folder = tmp_path / "runs" / "noise" / "slurm"
     assert [line for line in done.output.splitlines() if line.startswith("# /")] == [f"# {folder}/{name}.sh" for name in CHAIN]
@@ -165,7 +169,7 @@ def test_what_cannot_be_launched_is_one_line(tmp_path, monkeypatch, changes, opt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match=message) as raised:
-        launch(load_recipe("demo", (*CHANGES, *changes)), SlurmConfig(folder=tmp_path / "slurm"), print, **options)
+        launch(load_recipe("demo", (*CHANGES, *changes)), SlurmConfig(folder=tmp_path / "slurm"), print, parts=["prepare"], **options)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -182,26 +186,6 @@ def test_what_cannot_be_launched_is_one_line(tmp_path, monkeypatch, changes, opt
 def test_settings_are_checked(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         SlurmConfig(folder=tmp_path, **options)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm_cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def place(cluster, tmp_path, monkeypatch):
-    """A working folder whose name has a space, from which jobs go to the cluster."""
-    folder = tmp_path / "my project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    # Launched from inside a job, none of that job's variables may reach the new ones.
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "77")
-    return folder
 
 
 @pytest.mark.slow
@@ -264,7 +248,7 @@ def test_where_a_job_is_refused_none_stays_in_the_queue(cluster, place):
 
 def submit(*arguments: str) -> list[str]:
     """Launch the recipe; the ids of its jobs."""
-    done = CliRunner().invoke(app, ["slurm", "demo", *CHANGES, *arguments], catch_exceptions=False)
+    done = CliRunner().invoke(app, ["slurm", "demo", *CHANGES, *PREPARE, *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return re.findall(r"^\w+: job (\d+)", done.output, flags=re.MULTILINE)
 

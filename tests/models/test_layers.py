@@ -14,6 +14,8 @@ from models.layers import (
     TimestepEmbedding,
     TransformerBlock,
     attend,
+    attention_kernel,
+    inside_forward,
     modulate,
     rotary_angles,
     rotate,
@@ -145,3 +147,55 @@ def test_attention_only_block_has_nothing_after_attention():
     block = TransformerBlock(16, 2, 32, kernel_size=3, attention_only=True)
     assert {name.split(".")[0] for name, _ in block.named_parameters()} == {"attn", "adaLN_modulation"}
     assert block.adaLN_modulation[1].out_features == 32
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "installed", "kernel"),
+    [
+        ("cuda", torch.bfloat16, 64, True, "flash_attn"),
+        ("cuda", torch.float16, 256, True, "flash_attn"),
+        ("cuda", torch.bfloat16, 64, False, "sdpa"),
+        ("cuda", torch.float32, 64, True, "sdpa"),
+        ("cuda", torch.bfloat16, 264, True, "sdpa"),
+        ("cuda", torch.bfloat16, 60, True, "sdpa"),
+        ("cpu", torch.bfloat16, 64, True, "sdpa"),
+    ],
+)
+def test_flash_attention_is_taken_where_it_fits(device, dtype, head_dim, installed, kernel):
+    assert attention_kernel(device, dtype, head_dim, installed) == kernel
+
+
+class Hooked(torch.nn.Module):
+    """Its weight is there between its hooks only, as under ZeRO-3."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = None
+        self.register_forward_pre_hook(lambda *_: setattr(self, "weight", 3))
+        self.register_forward_hook(lambda *_: setattr(self, "weight", None), always_call=True)
+
+    def forward(self, x):
+        return self.weight * x
+
+    @inside_forward
+    def shifted(self, x, by=0):
+        """The weight and the sum."""
+        return self.weight, x + by
+
+    @inside_forward
+    def failing(self):
+        """Nothing."""
+        raise RuntimeError("no")
+
+
+def test_methods_run_between_the_hooks_and_leave_forward_alone():
+    module = Hooked()
+    assert module.shifted(4, by=1) == (3, 5)
+    assert module(2) == 6 and module.weight is None
+    with pytest.raises(RuntimeError, match="no"):
+        module.failing()
+    assert module(2) == 6
+    module.register_forward_pre_hook(lambda *_: 1 / 0, prepend=True)
+    with pytest.raises(ZeroDivisionError):
+        module.shifted(4)
+    assert "forward" not in vars(module)

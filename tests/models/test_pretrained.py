@@ -10,13 +10,17 @@ from models.codecs.autoencoder import PRESETS as VAE_PRESETS
 from models.codecs.autoencoder import MelVAE, MelVAEConfig
 from models.encoders.sf_cavp import PRESETS as CAVP_PRESETS
 from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
+from models.generators.mmdit import PRESETS as MMDIT_PRESETS
 from models.generators.mmdit import MMDiT
 from models.pretrained import (
+    MMAUDIO_VARIANTS,
+    export_mmaudio,
     load_mmaudio,
     load_mmaudio_vae,
     load_slowfast_r50,
     load_synchformer,
     load_weights,
+    mmaudio_variant,
     save_weights,
 )
 from tests.fixtures.made_weights import made_state, parity_keys
@@ -42,6 +46,30 @@ def test_mmaudio_loads_and_its_old_tables_are_dropped():
     model = load_mmaudio(state | tables, "small_16k")
     assert isinstance(model, MMDiT) and sum(p.numel() for p in model.parameters()) >= 157_000_000
     assert (model.empty_clip_feat == 3).all()
+
+
+def test_mmaudio_goes_back_under_the_names_it_came_with():
+    state = zeros(parity_keys("mmdit_small_16k"))
+    state["latent_std"] += 2
+    longer = replace(MMDIT_PRESETS["small_16k"], latent_len=313, clip_len=80, sync_len=240)
+    model = load_mmaudio(state, longer)
+    back = export_mmaudio(model)
+    assert mmaudio_variant(model) == "small_16k" and back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("variant", MMAUDIO_VARIANTS)
+def test_every_variant_is_known_by_its_sizes(variant):
+    with torch.device("meta"):
+        model = MMDiT(MMDIT_PRESETS[variant])
+    assert mmaudio_variant(model) == variant and len(model.state_dict()) == (416 if "large" in variant else 251)
+
+
+def test_another_generator_is_no_mmaudio():
+    with torch.device("meta"):
+        other = MMDiT(replace(MMDIT_PRESETS["tiny"], final_layer_extended_condition=True))
+    with pytest.raises(ValueError, match="has the sizes of none of MMAudio's variants"):
+        export_mmaudio(other)
 
 
 def test_slowfast_takes_every_public_weight_but_the_classifier():

@@ -2,7 +2,12 @@
 
 import io
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,7 @@ from data_prep.index import ShardSet
 from pipelines.engine.world import World
 from pipelines.features import FeaturesError, extract_features
 from pipelines.recipes import load_recipe
-from tests.fixtures.tiny_chain import overrides
+from tests.fixtures.tiny_chain import REPOSITORY, overrides
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -56,3 +61,39 @@ def test_a_damaged_clip_fails_alone(tiny, tmp_path):
     features = ShardSet.open(run / "features" / "shards")
     assert keys(source) - keys(features) == {(1, entry.key)}
     assert source.shards[1].number == 1
+
+
+def together(folder, shards, processes=2):
+    """Processes that extract the features of `folder`/run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.pipelines.features_share", str(folder), shards]
+    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
+    return [subprocess.Popen(command, cwd=REPOSITORY, env=common | rank) for rank in ranks]
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_lose_nothing(tiny, tmp_path):
+    """Two processes die after the first shard; two others go on, keep it, and the shards are those of the run."""
+    run, shards = tmp_path / "run", tmp_path / "run" / "features" / "shards"
+    shutil.copytree(tiny.run, run, ignore=shutil.ignore_patterns("shards", "generative", "preference"))
+    processes = together(tmp_path, tiny.shards)
+    deadline = time.monotonic() + 120
+    while not list(shards.glob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for process in processes:
+        process.kill()
+        process.wait()
+    first = {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*.parquet")}
+    assert first and not (shards / "dataset.json").exists()
+    assert [process.wait(timeout=200) for process in together(tmp_path, tiny.shards)] == [0, 0]
+    assert all((shards / name).stat().st_mtime_ns == changed for name, changed in first.items())
+    expected, found = (ShardSet.open(folder / "features" / "shards") for folder in (tiny.run, run))
+    assert keys(found) == keys(expected)
+    for number, count in enumerate(expected.counts):
+        for row in range(count):
+            for name, data in expected.read(number, row).items():
+                array, other = (np.load(io.BytesIO(each)).astype(np.float32) for each in (data, found.read(number, row)[name]))
+                np.testing.assert_allclose(other, array, rtol=2e-3, atol=2e-3 * np.abs(array).max())

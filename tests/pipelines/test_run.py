@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 
 from pipelines.recipes import RecipeError, load_recipe
 from pipelines.run import changed_keys, check_parents
@@ -53,7 +54,8 @@ def test_published_weights_need_a_published_size(tiny, tmp_path):
 
 def test_changed_keys_are_those_that_matter(tiny):
     recipe = load_recipe("demo", overrides(tiny.folder, tiny.shards))
-    free = ["threads=2", "evaluation.clips=4", "generative.train.log_every=9"]
+    free = ["threads=2", "evaluation.clips=4", "generative.train.log_every=9", "generative.train.zero.stage=3",
+            "generative.train.profile=5", "contrastive.train.asynchronous_checkpoints=true"]
     other = load_recipe("demo", [*overrides(tiny.folder, tiny.shards), "seed=7", *free])
     assert changed_keys(recipe, other) == ["seed"]
 
@@ -89,6 +91,38 @@ def test_a_killed_run_resumes_with_the_same_losses(tiny, tmp_path, stage):
     assert len(losses(tmp_path / "run")[stage]) < STEPS + 1, "the kill came too late to show anything"
     finish(start(command(tmp_path, tiny.shards)))
     assert losses(tmp_path / "run") == losses(tiny.run)
+
+
+@pytest.mark.slow
+def test_a_chain_that_is_asked_to_stop_goes_on(tiny, tmp_path):
+    process = start(command(tmp_path, tiny.shards))
+    _wait_for_lines(tmp_path / "run" / "contrastive" / "metrics.jsonl", 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, output
+    assert "asked to stop: contrastive " in output and "run the same command again to go on" in output
+    finish(start(command(tmp_path, tiny.shards)))
+    assert losses(tmp_path / "run") == losses(tiny.run)
+
+
+@pytest.mark.slow
+def test_stage_3_trains_validates_and_exports_as_stage_1(tiny, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "launch.cli"]
+    for zero in (1, 3):
+        out = tmp_path / str(zero)
+        for stage in ("autoencoder", "contrastive"):
+            shutil.copytree(tiny.run / stage, out / "run" / stage)
+        options = [f"{stage}.train.zero.{key}" for stage in ("generative", "preference")
+                   for key in (f"stage={zero}", "persistence_threshold=0")]
+        finish(start([sys.executable, *launcher, "run", "demo", *overrides(out, tiny.shards), *options]))
+    one, three = (losses(tmp_path / zero / "run") for zero in ("1", "3"))
+    for stage in FOLDERS[2:]:
+        assert [list(line) for line in one[stage]] == [list(line) for line in three[stage]]
+        for name in ("loss", "gradient_norm", "validation/flow_loss"):
+            values = [[line[name] for line in lines[stage] if name in line] for lines in (one, three)]
+            assert values[0] == pytest.approx(values[1], rel=1e-3), (stage, name)  # what a round generates is kept in half precision
+        sharded, whole = (load_file(tmp_path / zero / "run" / stage / "export" / "weights.safetensors") for zero in ("1", "3"))
+        assert max(float((sharded[name] - whole[name]).abs().max()) for name in whole) < 1e-4
 
 
 def _wait_for_lines(path, count: int, process) -> None:

@@ -11,8 +11,9 @@ from data_prep.media import probe
 from data_prep.readers.rendered import read_rendered
 from data_prep.rendering.config import RenderConfig
 from pipelines.evaluate import evaluate, table
-from pipelines.generate import RunError, SoundModel, generate_file
+from pipelines.generate import GenerateOptions, generate_file
 from pipelines.report import write_report
+from pipelines.sounding import RunError, SoundModel
 
 
 def packets(path, kind):
@@ -40,7 +41,7 @@ def test_pictures_are_copied_and_the_sound_is_as_long(model, tmp_path, seconds):
 
 def test_a_seed_gives_one_sound(model, tmp_path):
     video = next(iter(read_rendered(tmp_path / "in", 1, settings=RenderConfig(size=32), workers=1))).source
-    first, again, other = (generate_file(model, video, tmp_path / "out.mp4", seed) for seed in (0, 0, 1))
+    first, again, other = (generate_file(model, video, tmp_path / "out.mp4", GenerateOptions(seed=seed)) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 

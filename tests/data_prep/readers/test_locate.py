@@ -2,7 +2,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data_prep.readers.locate import PROBES, Located, MediaLocator, Pattern, is_video_id, locate_rows, youtube_url
+from data_prep.readers.locate import PROBES, Located, MediaLocator, Pattern, locate_rows
 from data_prep.readers.rejects import ReaderError
 
 CUT, WHOLE = "{id}_{start:06d}.mp4", "{id}.mp4"
@@ -131,11 +131,6 @@ def test_rows_are_located_in_order_as_they_come(root):
 
 def test_without_media_the_source_is_the_address():
     assert list(locate_rows([(rows(1)[0], "x")], None, [CUT])) == [(Located("https://www.youtube.com/watch?v=video-00000", False), "x")]
-
-
-def test_video_ids():
-    assert is_video_id("---g-f_I2yQ") and youtube_url("---g-f_I2yQ").endswith("?v=---g-f_I2yQ")
-    assert not any(map(is_video_id, ["", "---g-f_I2y", "---g-f_I2yQ1", "---g-f_I2y.", "---g-f_I2yQ\n", "---g-f_I2yä"]))
 
 
 def test_a_root_may_not_hold_credentials():

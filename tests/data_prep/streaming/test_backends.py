@@ -14,10 +14,12 @@ FPS = 25
 
 
 def installed(name):
+    """The backend of that name, its chunks put together."""
     try:
-        return backend(name)
+        chunks = backend(name)
     except ValueError as error:
         pytest.skip(str(error))
+    return lambda *arguments: np.concatenate(list(chunks(*arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def clip(tmp_path_factory):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_all_give_the_same_frames_to_the_bit(clip, name):
-    decode, reference = installed(name), backend("pyav")(clip.mp4, 0, None)
+    decode, reference = installed(name), installed("pyav")(clip.mp4, 0, None)
     assert numbers(reference).tolist() == list(range(50))
     for start, count in ((0, None), (0, 1), (9, 2), (10, 10), (17, 33), (49, 1), (30, None)):
         frames = decode(clip.mp4, start, count)
@@ -54,7 +56,7 @@ def test_the_decoder_uses_the_backend_that_it_is_given(clip, name):
     entry = Entry("shard-000000", "clip", {}, {"duration": 2.0, "fps": FPS, "sample_rate": 16000})
     samples = [
         ClipDecoder(seconds=0.8, size=32, random_crop=True, backend=each)(
-            {"mp4": clip.mp4, "flac": clip.flac}, entry, np.random.Generator(np.random.Philox(3))
+            {"mp4": clip.mp4, "flac": clip.flac}, entry, lambda: np.random.Generator(np.random.Philox(3))
         )
         for each in ("pyav", name)
     ]

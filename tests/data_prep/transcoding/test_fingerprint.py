@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from data_prep.filters import FilterConfig, verdict
 from data_prep.media import ClipFormat, transcode
 from data_prep.readers.rendered import read_rendered
+from data_prep.rendering.config import RenderConfig
 from data_prep.transcoding.fingerprint import BYTES, fingerprint, mean_change, reduced, similarity, thumbnail
 
 RATE = 16000
@@ -52,7 +53,7 @@ def test_noise_and_volume_change_little():
 
 
 def test_a_clip_made_worse_is_still_itself(tmp_path):
-    rows = list(read_rendered(tmp_path, 4, workers=1))
+    rows = list(read_rendered(tmp_path, 4, workers=1, settings=RenderConfig(density=2.0)))
     fine, poor = ClipFormat(short_side=96), ClipFormat(short_side=48, fps=12.5, crf=38)
     clips = [transcode(str(tmp_path / row.source), row.start, row.end, fine) for row in rows]
     worse = [transcode(str(tmp_path / row.source), row.start, row.end, poor) for row in rows]

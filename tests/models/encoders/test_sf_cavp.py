@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data_prep.audio import MEL_SPECS
+from models.encoders.batch_norm import BatchNorm
 from models.encoders.sf_cavp import PRESETS, SFCAVP, SFCAVPConfig
 
 TINY = PRESETS["tiny"]
@@ -91,6 +93,85 @@ def test_similarity_is_the_cosine_of_each_segment():
         model.similarity(video, audio[:, :2])
 
 
+def frozen(model: SFCAVP) -> SFCAVP:
+    """The model with all its norms' statistics frozen at what one batch gave."""
+    model.train()(*clip(4, 1, seed=1))
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.policy = "frozen"
+    return model
+
+
+def gradients(model: SFCAVP, chunk: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    model.zero_grad()
+    frames, mel = clip(3, 1)
+    out = model(frames.double(), mel.double(), chunk=chunk)
+    out["loss"].backward()
+    return {name: value.detach() for name, value in out.items()}, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("chunk", "parts"), [(1, ("stem", "res3")), (2, ()), (3, ())])
+def test_cached_gradients_by_chunks_are_those_of_the_whole_batch(chunk, parts):
+    torch.manual_seed(0)
+    towers = {name: replace(getattr(TINY, name), activation_checkpointing=parts, zero_init=False) for name in ("video", "audio")}
+    model = frozen(SFCAVP(replace(TINY, **towers)).double())
+    for found, wanted in zip(gradients(model, chunk), gradients(model, 0), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_chunks_leave_each_batch_norm_one_look_at_each_chunk():
+    models = [SFCAVP(TINY), SFCAVP(TINY)]
+    models[1].load_state_dict(models[0].state_dict())
+    frames, mel = clip(4, 1)
+    models[0].train()(frames, mel, chunk=2)["loss"].backward()
+    for rows in (slice(0, 2), slice(2, 4)):
+        models[1].train().encode_video(frames[rows])
+    stem = [model.video.fast_stem[0].norm for model in models]
+    assert stem[0].running_mean.abs().sum() > 0
+    torch.testing.assert_close(stem[0].running_mean, stem[1].running_mean)
+    torch.testing.assert_close(stem[0].running_var, stem[1].running_var)
+
+
+def test_feature_norm_measures_the_whole_batch_in_spite_of_chunks():
+    torch.manual_seed(0)
+    towers = {name: replace(getattr(TINY, name), batch_norm="frozen") for name in ("video", "audio")}
+    found, wanted = (SFCAVP(replace(TINY, **towers)).train() for _ in range(2))
+    wanted.load_state_dict(found.state_dict())
+    frames, mel = clip(4, 1)
+    torch.testing.assert_close(found(frames, mel, chunk=1), wanted(frames, mel))
+    torch.testing.assert_close(found.audio_norm.running_var, wanted.audio_norm.running_var)
+
+
+def test_frames_may_be_the_bytes_that_were_decoded():
+    model = SFCAVP(TINY).eval()
+    frames = torch.randint(0, 256, (1, 32, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(model.encode_video(frames).segments, model.encode_video(frames / 255).segments)
+
+
+@pytest.mark.parametrize("hop", [16, 32])
+def test_length_of_segments_in_seconds(hop):
+    config = replace(TINY, hop_frames=hop)
+    seconds = config.seconds(6)
+    assert seconds == {16: 4.48, 32: 7.68}[hop]
+    with torch.no_grad():
+        assert SFCAVP(config).eval().encode_video(torch.rand(1, round(seconds * 25), 3, 16, 16)).segments.shape[1] == 6
+
+
+def test_published_size_is_the_papers():
+    """32 frames at 25 fps and 128 log-mels of 10 ms with 128 bands, 1.28 s each; embeddings of 2304 = 2048 + 256 from both towers."""
+    config, mel = PRESETS["r50"], MEL_SPECS[PRESETS["r50"].mel]
+    assert (config.segment_frames, config.fps, config.segment_mels, config.hop_mels) == (32, 25.0, 128, 128)
+    assert (mel.hop / mel.sample_rate, mel.bands) == (0.01, 128)
+    assert config.segment_mels * mel.hop / mel.sample_rate == config.segment_frames / config.fps == config.seconds(1) == 1.28
+    assert (config.video.alpha, config.video.beta, config.video.depths) == (config.audio.alpha, config.audio.beta, config.audio.depths)
+    assert (config.video.alpha, config.video.beta, config.video.depths) == (4, 8, (3, 4, 6, 3))
+    assert config.video.out_dim == config.audio.out_dim == 2304
+    with torch.no_grad():
+        model = SFCAVP(config).eval()
+        segments = model.encode_video(torch.rand(1, 32, 3, 64, 64)).segments, model.encode_audio(torch.randn(1, 128, 128)).segments
+    assert [tuple(x.shape) for x in segments] == [(1, 1, 2304)] * 2
+
+
 def test_temporal_mean_hides_a_still_background():
     model = SFCAVP(replace(TINY, subtract_temporal_mean=True)).eval()
     frames, _ = clip(1, 1)
@@ -105,12 +186,13 @@ def test_feature_norm_standardises_the_embeddings():
     assert isinstance(SFCAVP(replace(TINY, feature_norm="none")).audio_norm, torch.nn.Identity)
 
 
-def test_parameters_in_bfloat16_beside_float32_statistics_train():
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_parameters_in_bfloat16_beside_float32_statistics_train(chunk):
     """That is how DeepSpeed holds a module."""
     model = SFCAVP(TINY)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().reshape(parameter.shape or 1)
-    out = model(*clip(4, 1))
+    out = model(*clip(4, 1), chunk=chunk)
     out["loss"].backward()
     assert out["loss"].dtype == torch.float32 and out["loss"].isfinite() and out["temperature"].shape == ()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -136,6 +218,7 @@ def test_clips_that_do_not_fit_are_refused():
         ({"temperature": 2.0}, "temperature is 2.0: choose a value between"),
         ({"video_mean": (0.5,)}, "give 3 values"),
         ({"mel_std": 0.0}, "give values above 0"),
+        ({"negatives": "all"}, "negatives is 'all': choose one of global, local"),
         ({"feature_norm": "layer"}, "feature_norm is 'layer'"),
         ({"video": TINY.video}, "towers give 640 and 2304 channels"),
     ],

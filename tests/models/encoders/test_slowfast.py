@@ -5,20 +5,33 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.encoders.slowfast import PRESETS, BatchNorm, SlowFast, SlowFastConfig
+from models.encoders.slowfast import PRESETS, SlowFast, SlowFastConfig
 from models.pretrained import load_slowfast_r50
 from tests.fixtures.made_weights import made_input, made_state, parity_arrays, parity_keys, relative_error
 
 
-def sizes_by_stage(model: SlowFast, x: torch.Tensor) -> dict[str, list[tuple[int, ...]]]:
-    """(channels, T, ...space) after the stem and after each stage of either pathway."""
-    sizes = {"slow": [], "fast": []}
-    for path in sizes:
-        for module in (getattr(model, f"{path}_stem"), *getattr(model, f"{path}_stages")):
-            module.register_forward_hook(lambda _, __, out, path=path: sizes[path].append(tuple(out.shape[1:])))
+def sizes_by_part(model: SlowFast, x: torch.Tensor) -> dict[str, dict[str, tuple[int, ...]]]:
+    """(channels, T, ...space) of either pathway, by the rows of tables B1 and B2."""
+    sizes = {"slow": {}, "fast": {}}
+    for path, found in sizes.items():
+        stem = getattr(model, f"{path}_stem")
+        stem.register_forward_pre_hook(lambda _, args, found=found: found.update({"data layer": tuple(args[0].shape[1:])}))
+        parts = {"conv1": stem[0], "pool1": stem} | {f"res{n}": stage for n, stage in enumerate(getattr(model, f"{path}_stages"), 2)}
+        for part, module in parts.items():
+            module.register_forward_hook(lambda _, __, out, part=part, found=found: found.update({part: tuple(out.shape[1:])}))
     with torch.no_grad():
-        model.eval()(x)
+        assert model.eval()(x).shape == (1, 2304)
     return sizes
+
+
+def blocks(model: SlowFast) -> dict[str, list[tuple[list[tuple[int, ...]], int]]]:
+    """Kernels of a stage's bottlenecks, which must be alike, and how many there are."""
+    def stage(modules):
+        kernels = [[layer.conv.kernel_size for layer in (block.a, block.b, block.c)] for block in modules]
+        assert all(other == kernels[0] for other in kernels)
+        return kernels[0], len(kernels)
+
+    return {path: [stage(modules) for modules in getattr(model, f"{path}_stages")] for path in ("slow", "fast")}
 
 
 def test_video_tower_answers_as_pytorchvideo_does():
@@ -41,18 +54,54 @@ def test_parameter_counts(preset, millions):
     assert (tower.config.slow_dim, tower.config.fast_dim, tower.config.out_dim) == (2048, 256, 2304)
 
 
-def test_video_sizes_are_those_of_table_b1():
-    sizes = sizes_by_stage(SlowFast(PRESETS["video_r50"]), torch.rand(1, 32, 3, 224, 224))
-    sides = (56, 56, 28, 14, 7)
-    assert sizes["slow"] == [(c, 8, s, s) for c, s in zip((64, 256, 512, 1024, 2048), sides, strict=True)]
-    assert sizes["fast"] == [(c, 32, s, s) for c, s in zip((8, 32, 64, 128, 256), sides, strict=True)]
+def test_video_tower_is_table_b1():
+    """Kernels, strides and all printed sizes; the data layer has strides 4 and 1, as the text says."""
+    tower = SlowFast(PRESETS["video_r50"])
+    sizes = sizes_by_part(tower, torch.rand(1, 32, 3, 224, 224))
+    sides = {"data layer": 224, "conv1": 112, "pool1": 56, "res2": 56, "res3": 28, "res4": 14, "res5": 7}
+    channels = dict(zip(sides, (3, 64, 64, 256, 512, 1024, 2048), strict=True))
+    assert sizes["slow"] == {part: (channels[part], 8, side, side) for part, side in sides.items()}
+    assert sizes["fast"] == {part: (3 if channels[part] == 3 else channels[part] // 8, 32, side, side) for part, side in sides.items()}
+    assert blocks(tower) == {
+        "slow": [([(1, 1, 1), (1, 3, 3), (1, 1, 1)], 3), ([(1, 1, 1), (1, 3, 3), (1, 1, 1)], 4),
+                 ([(3, 1, 1), (1, 3, 3), (1, 1, 1)], 6), ([(3, 1, 1), (1, 3, 3), (1, 1, 1)], 3)],
+        "fast": [([(1, 1, 1), (1, 3, 3), (1, 1, 1)], 3), ([(3, 1, 1), (1, 3, 3), (1, 1, 1)], 4),
+                 ([(3, 1, 1), (1, 3, 3), (1, 1, 1)], 6), ([(3, 1, 1), (1, 3, 3), (1, 1, 1)], 3)],
+    }
+    assert [stem[0].conv.kernel_size for stem in (tower.slow_stem, tower.fast_stem)] == [(1, 7, 7), (5, 7, 7)]
 
 
-def test_audio_sizes_are_those_of_table_b2():
-    sizes = sizes_by_stage(SlowFast(PRESETS["audio_r50"]), torch.randn(1, 128, 128))
-    bands = (32, 32, 16, 8, 4)
-    assert sizes["slow"] == [(c, 8, f) for c, f in zip((64, 256, 512, 1024, 2048), bands, strict=True)]
-    assert sizes["fast"] == [(c, 32, f) for c, f in zip((8, 32, 64, 128, 256), bands, strict=True)]
+def test_audio_tower_is_table_b2():
+    """Kernels, strides and all printed sizes in frequency; in time those from pool1 on.
+
+    The rows above print 8 and 32 steps as well, but with the printed strides (4 or 1, then 2, then 2) only pool1 can have them.
+    """
+    tower = SlowFast(PRESETS["audio_r50"])
+    sizes = sizes_by_part(tower, torch.randn(1, 128, 128))
+    bands = {"data layer": 128, "conv1": 64, "pool1": 32, "res2": 32, "res3": 16, "res4": 8, "res5": 4}
+    channels = dict(zip(bands, (1, 64, 64, 256, 512, 1024, 2048), strict=True))
+    longer = {"data layer": 4, "conv1": 2}
+    assert sizes["slow"] == {part: (channels[part], 8 * longer.get(part, 1), band) for part, band in bands.items()}
+    assert sizes["fast"] == {part: (max(channels[part] // 8, 1), 32 * longer.get(part, 1), band) for part, band in bands.items()}
+    assert blocks(tower) == {
+        "slow": [([(1, 1), (1, 3), (1, 1)], 3), ([(1, 1), (1, 3), (1, 1)], 4),
+                 ([(3, 1), (1, 3), (1, 1)], 6), ([(3, 1), (1, 3), (1, 1)], 3)],
+        "fast": [([(1, 1), (1, 3), (1, 1)], 3), ([(3, 1), (1, 3), (1, 1)], 4),
+                 ([(3, 1), (1, 3), (1, 1)], 6), ([(3, 1), (1, 3), (1, 1)], 3)],
+    }
+    for stem, kernel in ((tower.slow_stem, (1, 7)), (tower.fast_stem, (5, 7))):
+        conv, _, pool = stem[0].conv, *stem[1:]
+        assert (conv.kernel_size, conv.stride, pool.kernel_size, pool.stride) == (kernel, (2, 2), (3, 3), (2, 2))
+
+
+@pytest.mark.parametrize("preset", ["video_r50", "audio_r50"])
+def test_lateral_connections_feed_every_stage_by_time_strided_convolution(preset):
+    with torch.device("meta"):
+        tower = SlowFast(PRESETS[preset])
+    space = (1,) * tower.config.space_axes
+    found = [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in (lateral[0].conv for lateral in tower.laterals)]
+    assert found == [(dim, 2 * dim, (7, *space), (4, *space)) for dim in (8, 32, 64, 128)]
+    assert [stage[0].a.conv.in_channels for stage in tower.slow_stages] == [64 + 16, 256 + 64, 512 + 128, 1024 + 256]
 
 
 def test_fast_res2_has_the_kernel_of_the_table_unless_switched():
@@ -107,12 +156,53 @@ def test_batch_norm_follows_the_batch_by_default():
     assert tower.fast_stem[0].norm.running_mean.abs().sum() > 0
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_is_torchs(training):
-    ours, torchs = (norm.train(training) for norm in (BatchNorm(6), torch.nn.BatchNorm3d(6)))
-    x = 2 + 3 * torch.randn(4, 6, 3, 5, 5)
-    torch.testing.assert_close(ours(x), torchs(x))
-    torch.testing.assert_close(ours.running_var, torchs.running_var)
+TRAINED = pytest.mark.parametrize("preset", ["video_tiny", "audio_tiny"])
+
+
+def trained(config: SlowFastConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Embedding, gradients and statistics of one training pass of a fixed tower on a fixed batch."""
+    torch.manual_seed(0)
+    tower = SlowFast(config).double().train()
+    x = torch.randn((2, 8, 3, 32, 32) if config.space_axes == 2 else (2, 128, 32), dtype=torch.float64)
+    embedding = tower(x)
+    embedding.square().sum().backward()
+    return embedding.detach(), {name: p.grad for name, p in tower.named_parameters()}, dict(tower.named_buffers())
+
+
+@TRAINED
+@pytest.mark.parametrize("parts", [("stem",), ("res2", "res4"), ("stem", "res2", "res3", "res4", "res5")])
+def test_activation_checkpointing_changes_nothing_but_memory(preset, parts):
+    config = replace(PRESETS[preset], zero_init=False)
+    for found, wanted in zip(trained(replace(config, activation_checkpointing=parts)), trained(config), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_activation_checkpointing_keeps_fewer_activations():
+    def kept(*parts):
+        torch.manual_seed(0)
+        tower, held = SlowFast(replace(PRESETS["audio_tiny"], activation_checkpointing=parts)).train(), []
+        parameters = {p.data_ptr() for p in tower.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x) or x, lambda x: x):
+            tower(torch.randn(2, 128, 32))
+        return sum(x.numel() for x in held if x.data_ptr() not in parameters)
+
+    everything = kept()
+    assert kept("res2") < 0.9 * everything
+    assert kept("stem", "res2", "res3", "res4", "res5") < 0.15 * everything  # the inputs of the parts
+
+
+@TRAINED
+def test_channels_last_changes_the_layout_alone(preset):
+    config = replace(PRESETS[preset], zero_init=False)
+    for found, wanted in zip(trained(replace(config, channels_last=True)), trained(config), strict=True):
+        torch.testing.assert_close(found, wanted)
+    tower, layouts = SlowFast(replace(config, channels_last=True)), []
+    layout = torch.channels_last_3d if config.space_axes == 2 else torch.channels_last
+    for stem in (tower.slow_stem, tower.fast_stem):  # later, a 1 x 1 x 1 convolution of few values on a CPU gives it up
+        for module in stem:
+            module.register_forward_hook(lambda _, __, out: layouts.append(out.is_contiguous(memory_format=layout)))
+    tower(torch.randn((2, 8, 3, 32, 32) if config.space_axes == 2 else (2, 128, 32)))
+    assert layouts == [True] * 6
 
 
 @pytest.mark.parametrize(
@@ -122,7 +212,8 @@ def test_batch_norm_is_torchs(training):
         ({"fast_kernels": (1, 3)}, "fast_kernels is .* one value per stage"),
         ({"stem_kernel": 4}, "choose odd ones"),
         ({"width": 20}, "width is 20: choose a multiple of beta"),
-        ({"batch_norm": "sync"}, "batch_norm is 'sync': choose"),
+        ({"batch_norm": "batch"}, "batch_norm is 'batch': choose one of local, sync, frozen"),
+        ({"activation_checkpointing": ("res6",)}, "has res6: choose from stem, res2, res3, res4, res5"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):

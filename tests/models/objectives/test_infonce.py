@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.objectives.infonce import gather, segment_infonce
+from models.collectives import gather
+from models.objectives.infonce import segment_infonce
 
 ROOT = Path(__file__).parents[3]
 RANKS, LOCAL, WIDTH = 2, 3, 5
@@ -58,13 +59,18 @@ def test_unpaired_rows_are_refused():
         segment_infonce(torch.zeros(4, 8), torch.zeros(3, 8), 0.1)
 
 
-def gradients(rows: slice) -> dict[str, torch.Tensor]:
+def test_unknown_negatives_are_refused():
+    with pytest.raises(ValueError, match="negatives is 'some': choose one of global, local"):
+        segment_infonce(torch.ones(2, 8), torch.ones(2, 8), 0.1, "some")
+
+
+def gradients(rows: slice, negatives: str = "global") -> dict[str, torch.Tensor]:
     """Loss and gradients of two linear towers and the temperature, on some rows of a fixed batch."""
     random = torch.Generator().manual_seed(0)
     batch = torch.randn(2, RANKS * LOCAL, WIDTH, generator=random)
     towers = [torch.randn(WIDTH, WIDTH, generator=random, requires_grad=True) for _ in range(2)]
     temperature = torch.tensor(0.3, requires_grad=True)
-    loss, accuracy = segment_infonce(batch[0, rows] @ towers[0], batch[1, rows] @ towers[1], temperature)
+    loss, accuracy = segment_infonce(batch[0, rows] @ towers[0], batch[1, rows] @ towers[1], temperature, negatives)
     loss.backward()
     return {"loss": loss.detach(), "accuracy": accuracy, "audio": towers[0].grad, "video": towers[1].grad, "temperature": temperature.grad}
 
@@ -73,18 +79,25 @@ def test_gradients_averaged_over_two_ranks_equal_the_full_batch(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(RANKS)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0] * RANKS
-    expected = gradients(slice(None))
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
-    for name, value in expected.items():
-        average = torch.stack([result[name] for result in results]).mean(dim=0)
-        torch.testing.assert_close(average, value, rtol=1e-6, atol=1e-6)
+    for name, value in gradients(slice(None)).items():
+        torch.testing.assert_close(mean(result["global"][name] for result in results), value, rtol=1e-6, atol=1e-6)
+    halves = [gradients(half) for half in (slice(0, LOCAL), slice(LOCAL, None))]
+    for name in halves[0]:
+        found, wanted = mean(result["local"][name] for result in results), mean(half[name] for half in halves)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     assert results[0]["rows"].tolist() == [[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]]
+
+
+def mean(values) -> torch.Tensor:
+    """Of a few tensors: what data-parallel training makes of the gradients of its ranks."""
+    return torch.stack(list(values)).mean(dim=0)
 
 
 def run_rank(rank: int, folder: str) -> None:
     """One of the two gloo processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    result = gradients(slice(rank * LOCAL, (rank + 1) * LOCAL))
+    result = {negatives: gradients(slice(rank * LOCAL, (rank + 1) * LOCAL), negatives) for negatives in ("global", "local")}
     result["rows"] = gather(torch.full((LOCAL, 1), float(rank)))
     torch.save(result, f"{folder}/{rank}.pt")
     dist.barrier()

@@ -9,31 +9,71 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config import TrainConfig
+from pipelines.config import TrainConfig, ZeroConfig
 from pipelines.engine.world import World
 from pipelines.engine.zero import deepspeed_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def test_steps_equal_plain_torch(tmp_path):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What zero_steps.py finds in two processes."""
+    folder = tmp_path_factory.mktemp("zero")
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    script = [str(Path(__file__).with_name("zero_steps.py")), str(tmp_path)]
+    script = [str(Path(__file__).with_name("zero_steps.py")), str(folder)]
     done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-4000:]
-    worst = json.loads((tmp_path / "worst.json").read_text())
-    assert len(worst) == 16
-    for case, (weights, averaged) in worst.items():
-        assert weights < 1e-6, (case, weights)
-        assert averaged < 1e-6, (case, averaged)
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_steps_equal_plain_torch(found):
+    assert len(found["worst"]) == 4 * 2 * 2 + 3
+    assert all(difference < 1e-6 for difference in found["worst"].values()), found["worst"]
+
+
+def test_bf16_trains_fp32_weights(found):
+    """Adam's steps are about as long as the rate, and far below what bf16 can add to 0.5."""
+    assert list(found["moved"]) == ["0", "1", "2", "3"]
+    assert all(moved == pytest.approx(4e-5, rel=0.2) for moved in found["moved"].values()), found["moved"]
+
+
+def test_memory_is_as_estimated(found):
+    assert len(found["memory"]) == 8
+    for case, (estimated, measured) in found["memory"].items():
+        assert measured == pytest.approx(estimated, rel=0.01), case
 
 
 def test_nothing_is_left_to_deepspeeds_defaults():
-    config = deepspeed_config(TrainConfig(batch_size=24, accumulation=2), World(0, 3, torch.device("cpu")))
+    config = deepspeed_config(TrainConfig(batch_size=24, accumulation=2, zero=ZeroConfig(stage=3)), World(0, 3, torch.device("cpu")))
     assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["gradient_clipping"] == 1.0
-    assert {"zero_optimization", "bf16", "fp16", "gradient_accumulation_steps", "steps_per_print"} <= config.keys()
+    assert {"zero_optimization", "bf16", "fp16", "gradient_accumulation_steps", "steps_per_print", "data_types"} <= config.keys()
+    stage_3 = {"reduce_bucket_size", "overlap_comm", "stage3_param_persistence_threshold", "sub_group_size"}
+    assert stage_3 <= config["zero_optimization"].keys()
+
+
+def test_offloading_is_written_out():
+    zero = ZeroConfig(stage=3, offload_optimiser="cpu", offload_parameters="cpu")
+    settings = deepspeed_config(TrainConfig(zero=zero), World(0, 1, torch.device("cpu")))["zero_optimization"]
+    assert settings["offload_optimizer"] == settings["offload_param"] == {"device": "cpu", "pin_memory": False}
+    with pytest.raises(ValueError, match="offload_parameters cpu needs zero.stage 3, not 2"):
+        ZeroConfig(stage=2, offload_parameters="cpu")
+    with pytest.raises(ValueError, match="nvme_path must name a folder"):
+        ZeroConfig(stage=3, offload_optimiser="nvme")
+
+
+def test_a_disk_needs_its_operator(tmp_path):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    zero = ZeroConfig(stage=3, offload_optimiser="nvme", nvme_path=str(tmp_path))
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        place = deepspeed_config(TrainConfig(zero=zero), World(0, 1, torch.device("cpu")))["zero_optimization"]["offload_optimizer"]
+        assert place == {"device": "nvme", "pin_memory": False, "nvme_path": str(tmp_path)}
+    else:
+        with pytest.raises(ValueError, match="async_io operator cannot be built here; install libaio-dev"):
+            deepspeed_config(TrainConfig(zero=zero), World(0, 1, torch.device("cpu")))
 
 
 def test_a_batch_that_does_not_divide_is_refused():

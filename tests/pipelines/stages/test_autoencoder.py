@@ -1,9 +1,30 @@
-"""The autoencoder's figure."""
+"""The autoencoder's figure, and its training against a discriminator."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from pipelines.stages.autoencoder import relative_l1
+from models.codecs.adversarial import AdversarialConfig, AdversarialVAE
+from models.codecs.autoencoder import PRESETS, MelVAE, MelVAEConfig
+from models.codecs.discriminator import MelDiscriminatorConfig
+from models.pretrained import load_weights
+from pipelines.config import AutoencoderConfig, Recipe, TrainConfig
+from pipelines.engine.draws import Draws
+from pipelines.stages.autoencoder import AutoencoderStage, relative_l1
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+ADVERSARIAL = AdversarialConfig(weight=0.1, start=3, discriminator=MelDiscriminatorConfig(scales=1, channels=4, layers=2))
+VAE = replace(PRESETS["tiny"], hidden=8)
+
+
+def stage():
+    return AutoencoderStage(Recipe(autoencoder=AutoencoderConfig(model=VAE, adversarial=ADVERSARIAL, train=TrainConfig(batch_size=4))))
 
 
 def test_relative_l1_knows_its_ends():
@@ -12,3 +33,30 @@ def test_relative_l1_knows_its_ends():
     mean = mel.mean(dim=(0, 2), keepdim=True).expand_as(mel)
     assert relative_l1(mean, mel) == pytest.approx(1.0)
     assert relative_l1(mel + 0.5 * (mean - mel), mel) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("position", "begun"), [(8, False), (11, False), (12, True), (400, True)])
+def test_the_discriminator_begins_at_its_step_on_every_rank(position, begun):
+    """Position 12 is the first of step 3, the second rank's slice of step 2 ends at 11."""
+    batch = {"position": torch.tensor([position]), "waveform": torch.randn(1, 8192)}
+    found = stage().inputs(batch, Draws(0, batch["position"]), torch.device("cpu"))
+    assert bool(found["adversarial"]) is begun and found["adversarial"].device.type == "cpu"
+
+
+def test_the_export_is_the_autoencoder_alone(tmp_path):
+    module = AdversarialVAE(MelVAE(VAE), ADVERSARIAL)
+    stage().export(module.state_dict(), tmp_path)
+    exported = load_weights(MelVAE, MelVAEConfig, tmp_path).state_dict()
+    assert exported.keys() == module.vae.state_dict().keys()
+    assert all(torch.equal(exported[name], value) for name, value in module.vae.state_dict().items())
+
+
+@pytest.mark.slow
+def test_adversarial_steps_equal_plain_torch_under_zero(tmp_path):
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    script = [str(Path(__file__).with_name("adversarial_steps.py")), str(tmp_path)]
+    done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-4000:]
+    worst = json.loads((tmp_path / "worst.json").read_text())
+    assert worst.keys() == {"0", "1", "2", "3"} and max(worst.values()) < 1e-5, worst

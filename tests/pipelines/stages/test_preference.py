@@ -39,7 +39,8 @@ def test_shared_trunk_equals_two_full_models():
     expected = flow_dpo_loss(*losses, beta=3.0)
     found = model(**given)
     torch.testing.assert_close(found["dpo"], expected.loss)
-    torch.testing.assert_close(found["margin"], expected.margin)
+    # Batches of six and of three are summed in another order.
+    torch.testing.assert_close(found["margin"], expected.margin, rtol=1e-4, atol=0)
     torch.testing.assert_close(found["loss"], expected.loss + losses[0].mean())
 
 

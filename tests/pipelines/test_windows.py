@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.generate import cross_fade, window_starts
+from pipelines.windows import cross_fade, window_starts
 
 
 @given(st.integers(1, 5000), st.integers(2, 300), st.data())

@@ -1,0 +1,134 @@
+"""No silent end: a phase that takes too long is named with every stack, and what fails on any rank is told by rank 0.
+
+Both need a shared run folder and nothing else. A collective that waits for a dead rank may wait for half an hour; the watchdog's
+thread does not wait with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.engine.saving import write_atomically
+from pipelines.engine.world import World
+
+HUNG = 70
+"""Exit code of a process that ended itself because a phase hung (EX_SOFTWARE of sysexits.h)."""
+PULSE = 10.0
+"""Seconds between signs of life."""
+_LOOK = 0.5
+"""Seconds between looks at the clock and at the other ranks' errors."""
+_PATIENCE = 10.0
+"""Seconds that a rank waits after another's error for its own end to come by itself."""
+
+
+class Watchdog:
+    """Watches one process in a thread of its own.
+
+    limit: seconds that a phase may take; 0 watches for errors of other ranks only.
+    pulse: file whose time of change rank 0 renews: where it is old, the process is gone.
+    """
+
+    def __init__(self, folder: Path, world: World, limit: float, pulse: Path | None = None):
+        self._folder, self._world, self._limit = folder, world, limit
+        self._pulse, self._pulsed = pulse if world.is_main else None, 0.0
+        self._phase, self._deadline = "start", self._next_deadline()
+        self._over = threading.Event()
+        self._told: set[Path] = set()
+        _errors(folder).mkdir(parents=True, exist_ok=True)
+        (_errors(folder) / f"rank-{world.rank}.txt").unlink(missing_ok=True)
+        self._known = _noted(folder)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self, phase: str) -> None:
+        """A phase begins, such as `step 12, backward`: the clock starts again."""
+        self._phase, self._deadline = phase, self._next_deadline()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Watchdog]:
+        """Watch what happens inside, and note an exception in the run folder for all ranks to see."""
+        self._thread.start()
+        try:
+            yield self
+        except Exception as error:
+            self._note(error)
+            self._tell_others(wait=_LOOK * 4)
+            raise
+        finally:
+            self._over.set()
+
+    def _next_deadline(self) -> float:
+        return time.monotonic() + self._limit if self._limit else float("inf")
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK):
+            self._show_life()
+            if time.monotonic() > self._deadline:
+                self._hang()
+            if self._others():
+                self._tell_others(wait=0)
+                # A collective with the dead rank may never return, nor its error reach this rank.
+                if not self._over.wait(_PATIENCE):
+                    self._leave(1)
+
+    def _show_life(self) -> None:
+        if self._pulse and time.monotonic() - self._pulsed > PULSE:
+            self._pulsed = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._pulse)
+
+    def _hang(self) -> None:
+        path = self._folder / f"hang-rank-{self._world.rank}.txt"
+        line = f"rank {self._world.rank} of {self._world.size}: {self._phase} has taken more than {self._limit:g} s"
+        with open(path, "w") as file:
+            file.write(f"{line}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        self._write(f"{line}; every stack is in {path}\n")
+        print(f"foleyscale: {line}; every stack is in {path}", file=sys.stderr, flush=True)
+        self._leave(HUNG)
+
+    def _leave(self, code: int) -> None:
+        sys.stderr.flush()
+        os._exit(code)  # the main thread cannot: it hangs
+
+    def _note(self, error: Exception) -> None:
+        where = f"rank {self._world.rank} of {self._world.size}: {self._phase}"
+        self._write(f"{where}: {type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the error itself matters more than where it is kept
+            write_atomically(_errors(self._folder) / f"rank-{self._world.rank}.txt", text)
+
+    def _others(self) -> list[Path]:
+        """Errors that other ranks have noted since this process began."""
+        return [path for path, noted in _noted(self._folder).items()
+                if path.stem != f"rank-{self._world.rank}" and self._known.get(path) != noted]
+
+    def _tell_others(self, wait: float) -> None:
+        """On rank 0, print what failed elsewhere; a moment later where its own failure may only be the consequence."""
+        time.sleep(wait if self._world.size > 1 else 0)
+        for path in self._others() if self._world.is_main else ():
+            if path not in self._told:
+                self._told.add(path)
+                print(f"foleyscale: {path.read_text().splitlines()[0]} ({path})", file=sys.stderr, flush=True)
+
+
+def _errors(folder: Path) -> Path:
+    return folder / "errors"
+
+
+def _noted(folder: Path) -> dict[Path, int]:
+    """Error files and when they were written; a rank that starts takes its old one away."""
+    found = {}
+    for path in _errors(folder).glob("rank-*.txt"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat().st_mtime_ns
+    return found

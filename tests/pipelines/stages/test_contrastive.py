@@ -1,0 +1,85 @@
+"""The contrastive stage: steps on two real processes, weights to start from, and what it reads and validates."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.encoders.sf_cavp import PRESETS, SFCAVP
+from pipelines.config import ContrastiveConfig, Recipe, TrainConfig
+from pipelines.stages.contrastive import ContrastiveStage, load_video_tower
+from tests.fixtures.made_weights import made_state, parity_keys
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def furthest_from_plain_torch(folder: Path, cases: str) -> dict[str, float]:
+    """Case -> largest difference of a weight."""
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    script = [str(Path(__file__).with_name("contrastive_steps.py")), str(folder), cases]
+    done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "worst.json").read_text())
+
+
+def test_cached_gradients_on_two_ranks_are_a_plain_torch_step_on_the_full_batch(tmp_path):
+    ((_, distance),) = furthest_from_plain_torch(tmp_path, "one").items()
+    assert distance < 1e-6
+
+
+@pytest.mark.slow
+def test_steps_on_two_ranks_are_plain_torch_steps_on_the_full_batch(tmp_path):
+    """ZeRO 0 to 3, clipping on and off, whole and by chunks, with and without activation checkpointing."""
+    worst = furthest_from_plain_torch(tmp_path, "all")
+    assert len(worst) == 4 * 4 + 1
+    assert all(distance < 1e-6 for distance in worst.values()), worst
+
+
+def test_chunks_and_accumulation_together_are_refused():
+    with pytest.raises(ValueError, match=r"contrastive.chunk is 2 and contrastive.train.accumulation 4: set accumulation to 1"):
+        ContrastiveConfig(chunk=2, train=TrainConfig(batch_size=8, accumulation=4))
+    with pytest.raises(ValueError, match="contrastive.chunk is -1"):
+        ContrastiveConfig(chunk=-1)
+    with pytest.raises(ValueError, match="contrastive.segments is 0"):
+        ContrastiveConfig(segments=0)
+
+
+@pytest.mark.parametrize(("hop", "seconds"), [(32, 3.84), (16, 2.56)])
+def test_clips_are_as_long_as_their_segments(hop, seconds):
+    assert ContrastiveConfig(model=replace(PRESETS["tiny"], hop_frames=hop), segments=3).seconds == seconds
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> str:
+    """A file as PyTorchVideo publishes it."""
+    path = tmp_path_factory.mktemp("weights") / "SLOWFAST_8x8_R50.pyth"
+    torch.save({"model_state": made_state(parity_keys("slowfast_r50_video"), unit_vectors=True)}, path)
+    return str(path)
+
+
+def test_the_video_tower_starts_from_published_weights(published):
+    recipe = Recipe(contrastive=ContrastiveConfig(model=PRESETS["r50_kinetics"], video_weights=published))
+    state, found = made_state(parity_keys("slowfast_r50_video"), unit_vectors=True), ContrastiveStage(recipe).build().video.state_dict()
+    pairs = {"slow_stem.0.conv.weight": "blocks.0.multipathway_blocks.0.conv.weight",
+             "fast_stages.3.2.c.norm.weight": "blocks.4.multipathway_blocks.1.res_blocks.2.branch2.norm_c.weight"}
+    assert all(torch.equal(found[ours], state[theirs]) for ours, theirs in pairs.items())
+
+
+def test_published_weights_that_do_not_fit_are_refused(published, tmp_path):
+    with torch.device("meta"):
+        encoder = SFCAVP(PRESETS["r50"])
+    with pytest.raises(ValueError, match=f"contrastive.video_weights {published} does not fit.*choose contrastive.model=r50_kinetics"):
+        load_video_tower(encoder, published)
+    torch.save({"something": torch.zeros(1)}, tmp_path / "other.pyth")
+    with pytest.raises(ValueError, match="PyTorchVideo slowfast_r50 checkpoint does not fit"):
+        load_video_tower(encoder, str(tmp_path / "other.pyth"))
+    with pytest.raises(FileNotFoundError, match="contrastive.video_weights names .*missing.pyth, which is not there"):
+        load_video_tower(encoder, str(tmp_path / "missing.pyth"))

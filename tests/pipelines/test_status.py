@@ -1,0 +1,62 @@
+"""Where a run stands, read from its folder."""
+
+import json
+import os
+import time
+
+import pytest
+
+from launch.status import status_lines
+from pipelines.engine.log import STATUS, RunLog
+from pipelines.status import run_status
+
+KNOWN = {"step": 120, "steps": 1000, "loss": 0.52, "samples_per_second": 31.0, "seconds_left": 723.4, "reason": ""}
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in ("autoencoder/export", "contrastive/checkpoints/step-00000100", "contrastive/checkpoints/step-00000120", "generative"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "autoencoder" / "export" / "complete.json").write_text("{}")
+    (tmp_path / "contrastive" / "checkpoints" / "step-00000100" / "complete.json").write_text("{}")
+    (tmp_path / "contrastive" / "quarantine.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "contrastive" / STATUS).write_text(json.dumps(KNOWN | {"state": "running"}))
+    return tmp_path
+
+
+def test_each_stage_in_a_line(run):
+    assert status_lines(run) == [
+        "autoencoder  complete",
+        "contrastive  running, step 120 of 1000, loss 0.52, 31 samples/s, 0:12:03 left, checkpoint 100, 2 clips quarantined",
+        "generative   waiting"]
+
+
+def test_silence_is_told_from_work(run):
+    path = run / "contrastive" / STATUS
+    os.utime(path, (time.time() - 61, time.time() - 61))
+    assert run_status(run)[1].state == "gone"
+    path.write_text(json.dumps(KNOWN | {"state": "stopped", "reason": "asked to stop"}))
+    os.utime(path, (0, 0))
+    assert run_status(run)[1].state == "stopped", "a run that said why it ended is not missed"
+    assert status_lines(run)[1].endswith("step 120 of 1000, loss 0.52, checkpoint 100, 2 clips quarantined, asked to stop")
+
+
+def test_rounds_in_their_order(run):
+    for number in (1, 2, 10):
+        (run / "preference" / f"round-{number}").mkdir(parents=True)
+    assert [stage.name for stage in run_status(run)][3:] == ["preference/round-1", "preference/round-2", "preference/round-10"]
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no recipe.yaml, so no run was started there; give the folder of a run"):
+        run_status(tmp_path)
+
+
+def test_a_log_says_where_it_is(run):
+    log = RunLog(run / "generative", "generative", 3, 10, active=True)
+    log.advance(4, 0.5, 8.0)
+    log.state("failed", "disk full")
+    log.close()
+    stage = run_status(run)[2]
+    assert (stage.state, stage.step, stage.steps, stage.loss, stage.reason) == ("failed", 4, 10, 0.5, "disk full")
