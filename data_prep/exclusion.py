@@ -17,13 +17,12 @@ from data_prep.manifest import Manifest, ManifestRow
 from data_prep.readers.lines import read_json_list, read_lines
 from data_prep.readers.rejects import ReaderError
 from data_prep.remote.urls import redacted
-from data_prep.youtube import id_in_text, is_video_id
+from data_prep.youtube import VIDEO_ID, id_in_text, is_video_id
 
 EVALUATION_SPLITS = frozenset({"test", "eval", "evaluation", "val", "valid", "validation", "heldout"})
 _ALL = ":all"
 _BATCH = 1024
-_ID = "([A-Za-z0-9_-]{11})"
-_NAME = re.compile(rf"(?:(?:vggsound|vggss|audioset|panda70m)_|Y|.*\[)?{_ID}\]?(?:_\d+){{0,2}}(?:\.\w+)*", re.ASCII)
+_NAME = re.compile(rf"(?:(?:vggsound|vggss|audioset|panda70m)_|Y|.*\[)?({VIDEO_ID})\]?(?:_\d+){{0,2}}(?:\.\w+)*", re.ASCII)
 _VGGSOUND_TRAIN = re.compile(r"[^,]+,\s*\d+\s*,.*,\s*train\s*")
 _VGGSS_RULE = (
     "VGG-SS is a part of VGGSound's test split: to train on it, make the manifest for evaluating on VGGSound with "

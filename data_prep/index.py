@@ -136,7 +136,7 @@ class Layer:
 
 
 class ShardSet:
-    """The good clips of a folder of shards, each read by its byte range. Cheap to pickle; every process opens its own files."""
+    """The good clips of a folder of shards, each read by its byte range. Pickled with its index; every process opens its own files."""
 
     def __init__(self, layers: Sequence[Layer], open_shards: int = _OPEN_SHARDS, cache: DiskCache | None = None):
         self._layers, self._open_shards, self._cache = tuple(layers), open_shards, cache

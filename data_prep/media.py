@@ -23,7 +23,7 @@ from data_prep.transcoding.timeline import Painter, mono, pictures, sound
 
 __all__ = [
     "ClipError", "ClipFormat", "EncodedClip", "MediaInfo",
-    "decode_audio", "decode_frames", "frame_chunks", "mux", "probe", "read_video", "transcode",
+    "decode_audio", "frame_chunks", "mux", "probe", "read_video", "transcode",
 ]  # fmt: skip
 
 _SILENCE_WINDOW = 0.05
@@ -146,16 +146,12 @@ def read_video(
     return np.stack(frames)
 
 
-def decode_frames(mp4: bytes, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Frames start .. start + count (count None: to the end) of a shard's clip: RGB (T, H, W, C) uint8.
-
-    Decodes from the key frame before `start` on. ClipError too_short where the clip has fewer frames.
-    """
-    return np.concatenate(list(frame_chunks(mp4, start, count)))
-
-
 def frame_chunks(mp4: bytes, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
-    """As `decode_frames`, a few frames at a time: what is done with them next finds them in the processor's cache."""
+    """Frames start .. start + count (count None: to the end) of a shard's clip: RGB (T, H, W, C) uint8, a few frames at a time.
+
+    What is done with them next finds them in the processor's cache. Decodes from the key frame before `start` on. ClipError too_short
+    where the clip has fewer frames.
+    """
     taken, chunk = 0, list[np.ndarray]()
     for frame in _frames(mp4, start):
         chunk.append(frame)

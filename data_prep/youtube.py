@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-_ID = "[A-Za-z0-9_-]{11}"
-_VIDEO_ID = re.compile(_ID)
-_PAGE = rf"youtu(?:be(?:-nocookie)?\.com/(?:watch\?(?:[^#]*&)?v=|embed/|shorts/|live/|v/)|\.be/)({_ID})(?![A-Za-z0-9_-])"
+VIDEO_ID = "[A-Za-z0-9_-]{11}"
+"""The pattern of an id."""
+_VIDEO_ID = re.compile(VIDEO_ID)
+_PAGE = rf"youtu(?:be(?:-nocookie)?\.com/(?:watch\?(?:[^#]*&)?v=|embed/|shorts/|live/|v/)|\.be/)({VIDEO_ID})(?![A-Za-z0-9_-])"
 _ANYWHERE, _ADDRESS = re.compile(_PAGE), re.compile(r"https?://(?:[a-z]+\.)?" + _PAGE)
 
 

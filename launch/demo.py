@@ -74,7 +74,8 @@ def train(changes: Sequence[str]) -> None:
     processes = _processes()
     # By number: in a container or on a laptop this machine's name may have no address, and torchrun would wait ten minutes for one.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # The demo is for a CPU: two ranks would take two GPUs, and a laptop has one.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([sys.executable, *launcher, "-m", "launch.cli", "run", "demo", *changes], env=environment)
     if done.returncode:
         raise RuntimeError(f"the chain stopped with exit code {done.returncode} and the message above; the same command resumes it")

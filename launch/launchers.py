@@ -31,7 +31,7 @@ def launch_slurm(
     process_restarts: Annotated[int, typer.Option(help="Times that torchrun starts died processes again within a job.")] = 2,
     train_sbatch: Annotated[list[str] | None, typer.Option(help="Like --sbatch, for the training jobs alone.")] = None,
     container: Annotated[str | None, typer.Option(help="Image that the commands run in.")] = None,
-    container_runtime: Annotated[str, typer.Option(help="What runs it: pyxis or apptainer.")] = "pyxis",
+    container_runtime: Annotated[str | None, typer.Option(help="What runs it: pyxis, the default, or apptainer.")] = None,
     mount: Annotated[list[str] | None, typer.Option(help="Folder that the container sees, as FOLDER or FOLDER:INSIDE.")] = None,
     tasks: Annotated[int | None, typer.Option(help="Tasks of the shard array; by default prepare.tasks.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Tasks that may run at once; by default all.")] = None,
@@ -55,7 +55,9 @@ def launch_slurm(
     training = slurm.Training(
         nodes=nodes, gpus_per_node=gpus_per_node, processes_per_node=processes_per_node, cpus_per_node=cpus_per_node,
         times=_times(stage_time or ()), notice=notice, max_restarts=process_restarts, sbatch=tuple(train_sbatch or ()))  # fmt: skip
-    image = slurm.Container(image=container, runtime=container_runtime, mounts=tuple(mount or ())) if container else None
+    if not container and (container_runtime or mount):
+        raise ValueError("--container-runtime and --mount are for a container: name its image with --container")
+    image = slurm.Container(image=container, runtime=container_runtime or "pyxis", mounts=tuple(mount or ())) if container else None
     config = slurm.SlurmConfig(
         folder=(folder or loaded.folder / "slurm").absolute(), log_dir=log_dir and log_dir.absolute(), partition=partition, account=account,
         time=time, mem=mem, cpus_per_task=cpus_per_task, tasks=tasks, max_running=max_running, restarts=restarts,

@@ -42,7 +42,7 @@ M = TypeVar("M", bound=nn.Module)
 def needed_stages(recipe: Recipe, stage: str) -> tuple[str, ...]:
     """Stages that must be complete before `stage`: a contrastive one where its encoder conditions the generator or gives the reward."""
     if stage == "generative":
-        return ("autoencoder", "contrastive") if recipe.conditioning.uses_own else ("autoencoder",)
+        return ("autoencoder", "contrastive") if needs_contrastive(recipe) else ("autoencoder",)
     return {"preference": ("contrastive", "generative")}.get(stage, ())
 
 
@@ -69,15 +69,14 @@ def load_conditioner(recipe: Recipe, run: Path) -> Conditioner:
     """The conditioner that a recipe names, with its weights; the run's own encoder as its features were made with."""
     config = recipe.conditioning
     own = load_own(run / "features" / "conditioner") if config.uses_own else None
-    clip = load_clip(_found(config.clip_weights, "clip"), config.clip_model) if config.uses_clip else None
+    clip = load_recipe_clip(recipe) if config.uses_clip else None
     sync = load_synchformer(read_checkpoint(_found(config.synchformer_weights, "synchformer"))) if config.sync == "synchformer" else None
-    # Alone it also gives what the reward compares, in the same pass, to callers that know it.
-    return own if config.slots == own_slots(config) else _combined(recipe, own, clip, sync)
+    return _combined(recipe, own, clip, sync)
 
 
-def own_slots(config) -> tuple[str, ...]:
-    """Slots that the run's own encoder fills."""
-    return tuple(slot for slot in ("clip", "sync") if getattr(config, slot) == "own")
+def load_recipe_clip(recipe: Recipe) -> CLIP:
+    """The CLIP of a recipe."""
+    return load_clip(_found(recipe.conditioning.clip_weights, "clip"), recipe.conditioning.clip_model)
 
 
 def load_own(folder: Path) -> EncoderConditioner:

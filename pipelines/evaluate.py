@@ -47,14 +47,16 @@ class Figure:
 
 def evaluate(run: Path, device: torch.device, recipe: Recipe | None = None) -> list[Bar]:
     """Measure a finished run, write `evaluation.json` and the examples, and return its bars. `recipe` replaces the run's own."""
-    last, base = SoundModel.from_run(run, device), SoundModel.from_run(run, device, stage="generative")
+    last, base = SoundModel.from_run(run, device), SoundModel.from_run(run, device, stage="generative", sees=False)
     recipe = recipe or last.recipe
     held = HeldOut.encode(last, recipe)
     partner = shuffled_partner(len(held), recipe.seed)
-    before, after = sound_heldout(base, held, partner), sound_heldout(last, held, partner)
-    parts = [_retrieval(recipe, held), _timing(recipe, base, held)] if held.judged else []
-    parts += [_autoencoder(recipe, base, held), _flow(recipe.evaluation.bars, base, held), _sounds(recipe.evaluation.bars, before)]
-    figures = [figure for part, _ in parts for figure in part] + _preference(before, after)
+    after = sound_heldout(last, recipe, held, partner)
+    aligned = generator_export(run) != run / "generative" / "export"
+    before = sound_heldout(base, recipe, held, partner) if aligned else after
+    parts = [_retrieval(recipe, held), _timing(recipe, last, held)] if held.judged else []
+    parts += [_autoencoder(recipe, base, held), _flow(recipe, base, held), _sounds(recipe.evaluation.bars, before)]
+    figures = [figure for part, _ in parts for figure in part] + (_preference(before, after) if aligned else [])
     bars = [bar for _, part in parts for bar in part if bar]
     found = {"bars": [dataclasses.asdict(bar) for bar in bars], "figures": [dataclasses.asdict(figure) for figure in figures],
              "examples": _examples(run, recipe, held, after), "environment": _environment(device, run)}
@@ -99,14 +101,15 @@ def _timing(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figu
     return figures, bars
 
 
-def _flow(limits: BarsConfig, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
+def _flow(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
     """Whether the generator looks at the video at all."""
-    right, wrong = (losses.numpy() for losses in flow_losses(FlowModel(model.generator).eval(), held.features, model.device))
-    flow = paired(wrong, right)
+    limits, flow = recipe.evaluation.bars, FlowModel(model.generator).eval()
+    right, wrong = (losses.numpy() for losses in flow_losses(flow, held.features, model.device, recipe.features.batch_size))
+    rise = paired(wrong, right)
     figures = [Figure(name="flow loss, right video", value=float(right.mean()), note=f"{len(held)} clips"),
-               _difference("flow loss, shuffled minus right video", flow)]
-    bars = [_bar("flow loss rise with shuffled videos", flow.difference / float(right.mean()), ">=", limits.flow_gap, GENERATOR),
-            _bar("flow loss rise, standard errors", flow.sigmas, ">=", limits.flow_gap_sigmas, GENERATOR)]
+               _difference("flow loss, shuffled minus right video", rise)]
+    bars = [_bar("flow loss rise with shuffled videos", rise.difference / float(right.mean()), ">=", limits.flow_gap, GENERATOR),
+            _bar("flow loss rise, standard errors", rise.sigmas, ">=", limits.flow_gap_sigmas, GENERATOR)]
     return figures, bars
 
 

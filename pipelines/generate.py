@@ -15,10 +15,10 @@ from data_prep.media import ClipError, mux, probe
 from data_prep.transcoding.encode import encode_flac, pcm16
 from models.conditioning import Conditions
 from pipelines.engine.saving import write_atomically
-from pipelines.sounding import SoundModel, generator_export, vocoder
+from pipelines.sounding import SoundModel
 from pipelines.windows import cross_fade, window_starts
 
-__all__ = ["GenerateOptions", "GenerationError", "SoundModel", "generate_file", "generate_files", "generator_export", "vocoder"]
+__all__ = ["GenerateOptions", "GenerationError", "SoundModel", "generate_file", "generate_files"]
 
 OVERLAP = 0.64
 """Seconds by which the windows of a long video overlap at least."""
@@ -129,8 +129,11 @@ def generate_files(model: SoundModel, videos: Sequence[Path], out: Path, options
         _sound(model, batch, options)
         for sounding in {id(piece.sounding): piece.sounding for piece in batch}.values():
             if len(sounding.pieces) == sounding.windows:
-                sounding.write(model, options)
-                say(f"{sounding.target} ({model.vocoder.name})")
+                try:
+                    sounding.write(model, options)
+                    say(f"{sounding.target} ({model.vocoder.name})")
+                except (ClipError, ValueError) as error:
+                    fail(sounding.video or sounding.target, error)
                 sounding.pieces.clear()
     if failed:
         raise GenerationError(f"{len(failed)} of {len(jobs)} videos have got no sound, for the reasons above")
@@ -190,8 +193,7 @@ def _windows(model: SoundModel, video: Path | None, target: Path, text: torch.Te
     spans = _spans(length, model, options)
     sounding = Sounding(video, target, min(length, options.duration or length), len(spans))
     for number, (start, seconds) in enumerate(spans):
-        pictures = model.read(str(video), model.views, start, seconds)
-        shown = min(seconds, *(len(frames) / view.fps for view, frames in pictures.items()))
+        pictures, shown = model.read(str(video), model.views, start, seconds)
         conditions = model.see(pictures)
         clip = None if options.mask_away_clip else conditions.clip
         yield Piece(sounding, number, start, shown, Conditions(clip=clip, sync=conditions.sync, text=text))

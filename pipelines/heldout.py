@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,6 @@ from data_prep.audio import log_mel
 from data_prep.index import ShardSet
 from data_prep.stream import one_pass
 from models.conditioning import Conditions
-from models.encoders.sf_cavp import SFCAVP
 from models.objectives.flow_dpo import segment_score
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder
@@ -60,16 +60,15 @@ def _encode(model: SoundModel, encoder: ClipEncoder, batch: dict) -> dict:
     video, _ = features.pop("segments", None), features.pop("latent_std")
     found = {"keys": batch["key"], "places": torch.stack([batch["shard"], batch["row"]], dim=1), "waveform": waveform,
              "mel": log_mel(waveform, model.front_end), **features}
-    return found if video is None else found | {"video": video, **_heard(model.reward, waveform, model.sample_rate, video.shape[1])}
+    return found if video is None else found | {"video": video, **_heard(model, waveform, video.shape[1])}
 
 
-def _heard(reward: SFCAVP, waveform: torch.Tensor, rate: int, segments: int) -> dict[str, torch.Tensor]:
+def _heard(model: SoundModel, waveform: torch.Tensor, segments: int) -> dict[str, torch.Tensor]:
     """Segments of the sound, in time and out of time."""
-    audio = reward.encode_audio(log_mel(waveform, reward.config.mel)).segments
+    audio = model.hear(waveform)
     if segments < 2:
         return {"audio": audio, "shifted": audio[:, :0]}
-    late = reward.encode_audio(log_mel(waveform[:, round(SHIFT * rate):], reward.config.mel)).segments
-    return {"audio": audio, "shifted": late[:, :segments - 1]}
+    return {"audio": audio, "shifted": model.hear(waveform[:, round(SHIFT * model.sample_rate):])[:, :segments - 1]}
 
 
 @dataclass
@@ -89,9 +88,8 @@ class Sounded:
 
 
 @torch.no_grad()
-def sound_heldout(model: SoundModel, held: HeldOut, partner: np.ndarray) -> Sounded:
+def sound_heldout(model: SoundModel, recipe: Recipe, held: HeldOut, partner: np.ndarray) -> Sounded:
     """Generate for every held-out video, with noise that depends on the clip's number alone, so that two generators can be paired."""
-    recipe = model.recipe
     conditions, mels, waveforms = {name: held.features[name] for name in recipe.conditioning.slots}, [], []
     for part in torch.arange(len(held)).split(recipe.features.batch_size):
         noise = torch.cat([model.noise(1, recipe.clip.seconds, int(row)) for row in part])
@@ -100,17 +98,19 @@ def sound_heldout(model: SoundModel, held: HeldOut, partner: np.ndarray) -> Soun
         waveforms.append(model.waveform(latents))
     mel, waveform = torch.cat(mels), torch.cat(waveforms)
     heard, true = _onsets(mel, recipe), _onsets(held.mel, recipe)
-    return Sounded(mel.cpu().numpy(), waveform, *_rewards(model, held, partner, waveform),
+    return Sounded(mel.cpu().numpy(), waveform, *_rewards(model, recipe, held, partner, waveform),
                    np.array([onset_f1(*pair) for pair in zip(heard, true, strict=True)]),
                    np.array([onset_f1(sound, true[other]) for sound, other in zip(heard, partner, strict=True)]))
 
 
-def _rewards(model: SoundModel, held: HeldOut, partner: np.ndarray, waveform: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _rewards(model: SoundModel, recipe: Recipe, held: HeldOut, partner: np.ndarray, waveform: torch.Tensor) -> Iterator[np.ndarray | None]:
+    """Of the sounds with their own videos, then with the partners'."""
     if not held.judged:
-        return None, None
-    video, score = held.judged["video"], model.recipe.preference.score
-    own, shuffled = (segment_score(model.similarities(seen, waveform), score).cpu().numpy() for seen in (video, video[partner]))
-    return own, shuffled
+        yield from (None, None)
+        return
+    video, heard = held.judged["video"], torch.cat([model.hear(part) for part in waveform.split(recipe.features.batch_size)])
+    for seen in (video, video[partner]):
+        yield segment_score(model.reward.similarity(seen, heard), recipe.preference.score).cpu().numpy()
 
 
 def _onsets(mels: torch.Tensor, recipe: Recipe) -> list[np.ndarray]:

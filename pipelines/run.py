@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -77,6 +78,9 @@ class Chain:
             self._once("generative", lambda: adopt_generator(self.recipe, self.world))
 
     def _preference(self) -> None:
+        if not self.recipe.preference.rounds:
+            self.tell("preference: no rounds, left out")
+            return
         self._require(*needed_stages(self.recipe, "preference"))
         start = self.recipe.folder / "generative" / "export"
         for number in range(1, self.recipe.preference.rounds + 1):
@@ -85,7 +89,7 @@ class Chain:
     def _round(self, number: int, start: Path) -> Path:
         name = f"preference/round-{number}"
         folder = self.recipe.folder / name
-        if not (folder / "export" / EXPORTED).exists():
+        if not self._complete(name):
             make_candidates(self.recipe, self.recipe.folder, self._features, start, number, folder / "candidates", self.world)
             leave_if_asked(self.world, f"the candidates of round {number} are complete")
         self._fit(name, lambda: PreferenceStage(self.recipe, self._features, str(folder / "candidates"), start, number))
@@ -98,17 +102,22 @@ class Chain:
             if self.world.is_main:
                 write_atomically(folder / "recipe.yaml", dump_recipe(self.recipe))
             Trainer(make(), folder, self.world).fit()
+            gc.collect()  # an engine's hooks form cycles, which would hold its device memory into the next stage
 
         self._once(name, work)
 
     def _once(self, name: str, work: Callable[[], None]) -> None:
-        if (self.recipe.folder / name / "export" / EXPORTED).exists():
+        if self._complete(name):
             check_parents(self.recipe.folder / name)
             self.tell(f"{name}: complete, skipped")
             return
         started = time.perf_counter()
         work()
         self.tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
+
+    def _complete(self, name: str) -> bool:
+        """Whether a stage is complete, as the first process sees it: a network file system may show others an older folder."""
+        return self.world.any(self.world.is_main and (self.recipe.folder / name / "export" / EXPORTED).exists())
 
     def _adopt_autoencoder(self) -> None:
         config = self.recipe.autoencoder
@@ -124,7 +133,7 @@ class Chain:
 
     def _require(self, *stages: str) -> None:
         for stage in stages:
-            if not (self.recipe.folder / stage / "export" / EXPORTED).exists():
+            if not self._complete(stage):
                 raise RecipeError(f"{self.recipe.folder}: stage {stage} is not complete; run `foleyscale train {stage}` first")
 
     def _prepare_folder(self) -> None:
@@ -161,7 +170,8 @@ def changed_keys(before: Recipe, after: Recipe) -> list[str]:
 
 
 FREE = (
-    "threads", "stream.workers", "stream.cache_gb", "checkpoint_every", "keep_checkpoints", "keep_every", "asynchronous_checkpoints",
+    "threads", "stream.workers", "stream.cache_gb", "stream.disk_cache", "stream.disk_cache_gb", "stream.clip_timeout",
+    "stream.max_bad_share", "stream.allow_data_change", "checkpoint_every", "keep_checkpoints", "keep_every", "asynchronous_checkpoints",
     "checkpoint_mirror", "log_every", "validate_every", "hang_seconds", "profile", "peak_tflops", "zero.stage",
     "zero.offload_optimiser", "zero.offload_parameters", "zero.nvme_path", "zero.persistence_threshold", "guards.max_rollbacks",
     "preference.rounds",

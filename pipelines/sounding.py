@@ -117,13 +117,14 @@ class SoundModel:
         return model
 
     @classmethod
-    def around(cls, generator: MMDiT, recipe: Recipe, run: Path, device: torch.device, sees: bool = True) -> SoundModel:
-        """A generator with the encoders, autoencoder and vocoder of a run; without encoders of pictures where it need not see."""
+    def around(cls, generator: MMDiT, recipe: Recipe, run: Path, device: torch.device, sees: bool = True,
+               judges: bool = True) -> SoundModel:
+        """A generator with the models of a run, but for the encoders of pictures where it need not see, or of the reward."""
         export = require(run / "autoencoder" / "export")
         if sees and recipe.conditioning.uses_own:
             require(run / "features" / "conditioner")
         vae, conditioner = load_weights(MelVAE, MelVAEConfig, export), load_conditioner(recipe, run) if sees else None
-        reward, options, clip = load_reward(conditioner, run), recipe.generative, recipe.clip
+        reward, options, clip = load_reward(conditioner, run) if judges else None, recipe.generative, recipe.clip
         reader = ClipReader(fps=clip.fps, size=clip.size, short_side=recipe.preparation.format.short_side)
         return cls(generator, frozen(vae, device), vocoder(recipe).to(device), recipe.autoencoder.mel, clip.seconds, device,
                    steps=options.sampling_steps, guidance=options.guidance, conditioner=conditioner and frozen(conditioner, device),
@@ -185,10 +186,13 @@ class SoundModel:
         return self.vocoder.vocode(self.mel(latents)).clamp(-1, 1)
 
     @torch.no_grad()
+    def hear(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Waveform (B, samples) -> segment embeddings (B, S, D) of the reward encoder."""
+        return self.reward.encode_audio(log_mel(waveform, self.reward.config.mel)).segments
+
     def similarities(self, segments: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:
         """Cosines (B, S) between a video's segment embeddings (B, S, D) and those of a waveform (B, samples): the reward's raw material."""
-        audio = self.reward.encode_audio(log_mel(waveform, self.reward.config.mel))
-        return self.reward.similarity(segments, audio.segments)
+        return self.reward.similarity(segments, self.hear(waveform))
 
     def noise(self, count: int, seconds: float, seed: int) -> torch.Tensor:
         """Starting noise (count, N, C) of a seed, the same on every device."""

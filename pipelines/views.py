@@ -86,19 +86,19 @@ class ClipReader:
     short_side: int
     """Shorter side of the pictures in the shards."""
 
-    def __call__(self, source: Source, views: Sequence[FrameView], start: float, seconds: float) -> Pictures:
-        """Pictures (T, C, H, W) uint8 of `seconds` from `start` on; a video that ends earlier is filled up with its last picture."""
+    def __call__(self, source: Source, views: Sequence[FrameView], start: float, seconds: float) -> tuple[Pictures, float]:
+        """Pictures (T, C, H, W) uint8 of `seconds` from `start` on, and `seconds`: a video that ends earlier shows its last one on."""
         frames = read_video(source, self.fps, start, start + seconds, short_side=self.short_side)
         frames = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        return {view: see(frames, self.fps, seconds, view, self.size) for view in views}
+        return {view: see(frames, self.fps, seconds, view, self.size) for view in views}, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMAudioReader:
     """Reads a video file as MMAudio's inference does: at each tick of a view's rate the first frame that is not earlier."""
 
-    def __call__(self, source: Source, views: Sequence[FrameView], start: float, seconds: float) -> Pictures:
-        """Pictures (T, C, H, W) uint8 of `seconds` from `start` on. Where the video ends earlier, all views end with the shortest."""
+    def __call__(self, source: Source, views: Sequence[FrameView], start: float, seconds: float) -> tuple[Pictures, float]:
+        """Pictures (T, C, H, W) uint8 of `seconds` from `start` on, and how many seconds they are: an early end is the shortest view's."""
         taken: dict[FrameView, list[torch.Tensor]] = {view: [] for view in views}
         due = dict.fromkeys(views, start)
         with opened(source) as media:
@@ -115,7 +115,7 @@ class MMAudioReader:
         seconds = min([seconds, *(len(pictures) / view.fps for view, pictures in taken.items())])
         if not all(int(view.fps * seconds) for view in views):
             raise ClipError("too_short", f"{name_of(source)}: hardly a picture from {start:g} s on")
-        return {view: torch.stack(pictures[: int(view.fps * seconds)]) for view, pictures in taken.items()}
+        return {view: torch.stack(pictures[: int(view.fps * seconds)]) for view, pictures in taken.items()}, seconds
 
 
 def _painted(frame: Any, view: FrameView) -> torch.Tensor:

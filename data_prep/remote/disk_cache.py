@@ -22,6 +22,8 @@ from data_prep.storage import read_descriptor
 
 _PAGE = 4096
 _OPEN_FILES = 128
+_ROOM = 16
+"""A full cache drops copies until one part in so many is free: every look for room goes through all files while the others wait."""
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,8 @@ class DiskCache:
     """A folder of sparse copies, never larger than `limit` bytes; cheap to pickle, every process opens its own files.
 
     Full, it drops copies of files in folders other than `keep`, the least recently used first. Its own stay, and what comes later is
-    not kept: every epoch visits each clip once in a new order, so throwing one out for another would gain nothing.
+    not kept: every epoch visits each clip once in a new order, so throwing one out for another would gain nothing. Copies go by URL:
+    where shards are made anew under the same one, stale copies keep their place, and the folder is best deleted.
     """
 
     root: Path
@@ -67,7 +70,8 @@ class DiskCache:
 
     def _reserve(self, count: int, size: int) -> bool:
         """Count `size` bytes more as used if they fit, after making room where that can be done."""
-        used = int(os.pread(count, 32, 0) or self._measured())
+        text = os.pread(count, 32, 0)
+        used = int(text) if text.isdigit() else self._measured()  # empty, or what a crash of the machine left
         if used + size > self.limit:
             # The count says too much: bytes are counted by the page, and by processes that were killed before they wrote them.
             used = self._with_room(size)
@@ -87,11 +91,11 @@ class DiskCache:
             os.close(descriptor)
 
     def _with_room(self, size: int) -> int:
-        """Drop copies that this run does not read until `size` bytes fit or none is left; the bytes used then."""
-        used, own = self._measured(), set(map(_folder_name, self.keep))
+        """Drop copies that this run does not read until there is room for more than `size` bytes, or none is left; the bytes used then."""
+        used, own, wanted = self._measured(), set(map(_folder_name, self.keep)), max(size, self.limit // _ROOM)
         foreign = [path for path in self._copies() if path.parent.name not in own]
         for path in sorted(foreign, key=lambda path: path.stat().st_mtime):
-            if used + size <= self.limit:
+            if used + wanted <= self.limit:
                 break
             used -= _size(path)
             path.unlink()

@@ -39,7 +39,7 @@ class Firework(Act):
             burst = np.where(since >= 0, np.exp2(-since / 0.1), 0.0)
             spread = 0.42 * self.unit * (1 - np.exp(-(since.clip(min=0) + 0.04) / 0.12))
             x, y = self.at(u, v)
-            canvas.glow(x, y, 0.3 * self.unit, self.ink(0.4, 1.0), np.where(since >= 0, np.exp2(-since / 0.04), 0.0))
+            canvas.glow(x, y, 0.3 * self.unit, self.ink(0.4, 1.0), np.where(since >= 0, np.exp2(-np.maximum(since, 0) / 0.04), 0.0))
             canvas.sparks(x, y, spread, 9, 0.055 * self.unit, self.ink(0.7, 1.0), burst)
             canvas.sparks(x, y, 0.55 * spread, 6, 0.045 * self.unit, white(1.0), burst)
 

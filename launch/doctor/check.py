@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-_GIB = 1 << 30
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one look at the machine found."""
+    """One line of the doctor's: what was looked at, how it stands, what to do."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -25,6 +25,6 @@ class Check:
 
 def size(count: int) -> str:
     """Bytes as a person reads them."""
-    if count < _GIB:
+    if count < GIB:
         return f"{count / (1 << 20):.0f} MiB"
-    return f"{count / _GIB:.{0 if count >= 10 * _GIB else 1}f} GiB"
+    return f"{count / GIB:.{0 if count >= 10 * GIB else 1}f} GiB"

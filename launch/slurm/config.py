@@ -52,8 +52,6 @@ class Container:
     """pyxis (SLURM's plugin for enroot) or apptainer."""
     mounts: tuple[str, ...] = ()
     """Folders that the commands see besides the working folder and the run's, as FOLDER or FOLDER:INSIDE."""
-    python: str = "python3"
-    """Interpreter inside the image that has foleyscale."""
 
     def __post_init__(self):
         if self.runtime not in RUNTIMES:

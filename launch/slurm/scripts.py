@@ -29,7 +29,7 @@ def job_script(job: Job, recipe: Recipe, config: SlurmConfig) -> str:
     """The text of a job's script."""
     start = shlex.join(("srun", *_layout(job, config), *_in_container(recipe, config)))
     # -P: folders of the user's that happen to be called launch or models must not be imported.
-    python = (config.container.python if config.container else sys.executable, "-P", "-m")
+    python = ("python3" if config.container else sys.executable, "-P", "-m")
     command = shlex.join(("launch.cli", *job.command))
     values = {"restarts": config.restarts, "start": start, "python": shlex.join(python), "command": command}
     if job.trains:

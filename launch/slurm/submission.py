@@ -67,6 +67,9 @@ def submit(jobs: Sequence[Job], config: SlurmConfig, say: Callable[[str], None])
 def _refuse_twice(config: SlurmConfig) -> None:
     """ValueError where scripts of this folder are in the queue: two jobs that train the same stage would write the same checkpoints."""
     done = _slurm("squeue", "--me", "--noheader", "--format=%A %o")
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise ValueError(f"squeue does not answer, so it is not known what is in the queue: {reason}; launch again later")
     queued = (line.strip().partition(" ") for line in done.stdout.splitlines())
     if ids := sorted({number for number, _, script in queued if script.startswith(f"{config.folder}/")}, key=int):
         raise ValueError(f"jobs of an earlier launch are in the queue: {', '.join(ids)}; wait for them, or scancel {' '.join(ids)}")

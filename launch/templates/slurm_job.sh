@@ -11,12 +11,17 @@ tell() {
     echo "$(date +%FT%T) ${HOSTNAME%%.*} job $job start $start: $1"
 }
 
-# A job that was cancelled is no longer running, and stays cancelled.
+# A job that was cancelled is no longer running, and stays cancelled. A controller that does not answer is asked again.
 requeue() {
-    if [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
-        tell "$1: back into the queue"
-        scontrol requeue "$job" && sleep 600  # until SLURM ends this start
-    fi
+    local state try
+    for ((try = 0; try < 20; try++)); do
+        if state=$(squeue --noheader --jobs="$job" --format=%T); then
+            [[ $state == RUNNING ]] || return 0
+            tell "$1: back into the queue"
+            if scontrol requeue "$job"; then sleep 600; return 0; fi  # until SLURM ends this start
+        fi
+        sleep 10
+    done
 }
 
 # Back into the queue, since a job that ends with an error takes all that wait for it along.

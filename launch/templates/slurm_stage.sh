@@ -4,10 +4,13 @@ tries=@{tries}-$job.tries
 [[ -s $tries ]] || echo 0 >"$tries"
 touch "$tries"
 
+got_further() {
+    [[ $(find @{made_in} '(' -name complete.json -o -name '*.parquet' ')' -newer "$tries" -print -quit 2>/dev/null) ]]
+}
+
 may_restart() {
-    local failed made
-    made=$(find @{made_in} '(' -name complete.json -o -name '*.parquet' ')' -newer "$tries" -print -quit 2>/dev/null) || true
-    failed=$([[ $made ]] && echo 0 || cat "$tries")
+    local failed
+    failed=$(got_further && echo 0 || cat "$tries")
     echo $((failed + 1)) >"$tries"
     ((failed < @{restarts}))
 }
@@ -15,7 +18,8 @@ may_restart() {
 torchruns=
 
 # Before the time limit, and where SLURM is set to say so before it preempts, this script is told, and it alone: it tells all processes of
-# all nodes. The ranks save together and leave; torchrun waits for them and does not start them again. Such a start is no failure.
+# all nodes. The ranks save together and leave; torchrun waits for them and does not start them again. A start that finished nothing
+# counts as failed: a stage that needs longer than its time limit to get anywhere would go back into the queue for ever.
 leave() {
     local left
     trap - ERR
@@ -26,6 +30,12 @@ leave() {
         kill -0 "$torchruns" 2>/dev/null || break
         sleep 1
     done
+    if got_further; then
+        echo 0 >"$tries"
+    elif ! may_restart; then
+        tell "told to leave, and nothing was finished in $(cat "$tries") starts: given up"
+        exit 75
+    fi
     requeue "told to leave"
     exit 75
 }
@@ -33,7 +43,8 @@ trap leave USR1
 
 work() {
     local head address
-    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    head=${head%%$'\n'*}
     address=$(scontrol --oneliner show node "$head" | sed -E 's/.* NodeAddr=([^ ]*) .*/\1/')
     # Agents count restarts each for itself: in a store that they share, ranks of unlike counts would never meet again after one has died.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

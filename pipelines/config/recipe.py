@@ -66,6 +66,10 @@ class Recipe:
         check(self.autoencoder.mel in MEL_SPECS, "autoencoder.mel is not known")
         rate = MEL_SPECS[self.autoencoder.mel].sample_rate
         check(rate == self.clip.sample_rate, f"clip.sample_rate {self.clip.sample_rate} must equal that of autoencoder.mel, {rate}")
+        heard = MEL_SPECS[self.contrastive.model.mel].sample_rate
+        check(rate == heard or not (self.conditioning.uses_own or self.preference.rounds),
+              f"clip.sample_rate is {rate} and contrastive.model.mel takes {heard}: use that rate, or public encoders (conditioning.clip, "
+              "conditioning.sync) and preference.rounds=0")
         self.vocoder.check_mel(self.autoencoder.mel)
         wanted = self.contrastive.seconds
         check(self.clip.seconds >= wanted - 1e-6,

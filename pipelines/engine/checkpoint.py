@@ -130,7 +130,10 @@ class Checkpoints:
         while (path := self._from_main(lambda: self._choose(before))) is not None:
             damage = next(filter(None, self._from_all(self._damage(path))), None)
             if damage is None:
-                return self._load(path, engine, ema)
+                client = self._load(path, engine, ema)
+                if before is not None:  # only now: where all earlier ones are damaged, the later ones are all there is
+                    self._from_main(lambda: self._forget(before))
+                return client
             self._from_main(partial(self._set_aside, path, damage))
         return None
 
@@ -223,26 +226,26 @@ class Checkpoints:
     # Choosing
 
     def _choose(self, before: int | None) -> Path | None:
-        """The newest complete checkpoint below `before`, from the mirror where the folder has none; what is no use goes."""
+        """The newest complete checkpoint below `before`, from the mirror where the folder has none; what is half written goes."""
         for path in (*self._folder.glob(f"{_UNFINISHED}*"), *(p for p in self._folder.glob("step-*") if not (p / MARKER).exists())):
             _remove(path)
-        if before is not None:
-            self._forget(before)
-        return newest(self._folder) or self._fetch()
+        last = max((step for step in _steps(self._folder) if before is None or step < before), default=None)
+        return self._fetch(before) if last is None else self._folder / _name(last)
 
     def _forget(self, first: int) -> None:
         """Delete checkpoints from a step on, here and in the mirror: a run that was taken back must not find them later."""
+        if self._mirror:
+            self._mirror.wait()
         for step in _steps(self._folder):
             if step >= first:
                 _remove(self._folder / _name(step))
-        if self._mirror:
-            self._mirror.wait()
-            for step in self._mirror.steps():
-                if step >= first:
-                    self._mirror.remove(step)
+        for step in self._mirror.steps() if self._mirror else ():
+            if step >= first:
+                self._mirror.remove(step)
 
-    def _fetch(self) -> Path | None:
-        there = [step for step in self._mirror.steps() if step not in self._distrusted] if self._mirror else []
+    def _fetch(self, before: int | None) -> Path | None:
+        mirrored = self._mirror.steps() if self._mirror else []
+        there = [step for step in mirrored if step not in self._distrusted and (before is None or step < before)]
         if not there:
             return None
         path = self._folder / _name(there[-1])

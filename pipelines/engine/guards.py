@@ -61,8 +61,8 @@ class Guard:
         """Whether so many steps were left out lately that the weights themselves must be in doubt."""
         return len(self._bad) >= self._config.max_skips
 
-    def go_back(self, step: int) -> int:
-        """Note a way back after `step` steps; the first of the steps left out, before which training must start again."""
+    def first_bad(self, step: int) -> int:
+        """First of the steps left out, before which training must start again; TrainingError after `max_rollbacks` of that."""
         first = self._bad[0]
         if self._rollbacks == self._config.max_rollbacks:
             raise TrainingError(

@@ -149,7 +149,7 @@ def keep_lines_until(path: Path, step: int) -> None:
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             kept.append(line)
-    path.write_text("".join(kept))
+    write_atomically(path, "".join(kept))
 
 
 def _grey(mel: np.ndarray) -> np.ndarray:

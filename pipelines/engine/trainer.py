@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from pipelines.config import TrainConfig
 from pipelines.engine.agreement import StepFacts, agree
 from pipelines.engine.checkpoint import EXPORTED, Checkpoints, weights_hash
 from pipelines.engine.draws import Draws
@@ -40,7 +42,7 @@ class Trainer:
         self.engine = start_engine(module.to(world.device), self.train, world)
         self.norms = GradientNorms(self.engine)
         self.ema = ShardedEMA(self.engine, self.train.ema or self.train.ema_decay, folder / "averages")
-        self.checkpoints = Checkpoints(folder / "checkpoints", world, self.train)
+        self.checkpoints = Checkpoints(folder / "checkpoints", world, self._with_own_mirror())
         self.stream = stage.stream(world, folder / "quarantine.jsonl")
         self.guard = Guard(self.train.guards)
         self.telemetry = Telemetry(world, self.train)
@@ -56,6 +58,7 @@ class Trainer:
                     self.one_step(batches, log)
                     if profiler:
                         profiler.step()
+                self._validate(log)
                 self._export(log)
         except BaseException as error:
             log.state("stopped" if isinstance(error, Stopped) else "failed", str(error) or type(error).__name__)
@@ -74,14 +77,15 @@ class Trainer:
         self._report(facts, log)
         if self.guard.exhausted:
             self._roll_back(log)
-        if self._validates():
-            self._validate(log)
         stopping = facts.stop and self.step < self.train.steps
-        if stopping or (self.step % self.train.checkpoint_every == 0 and self.step < self.train.steps):
+        # Before the validation: it may fail, or take longer than whoever asked for an end will wait.
+        if stopping or self.step % self.train.checkpoint_every == 0 or self.step == self.train.steps:
             self._save()
         if stopping:
             self.checkpoints.wait()
             raise Stopped(f"{self.stage.name} is saved at step {self.step} of {self.train.steps}")
+        if self._validates():
+            self._validate(log)
 
     def _forward_backward(self, batch: dict) -> StepFacts:
         """Gradients of the batch, averaged over all ranks, up to but without the update."""
@@ -91,7 +95,7 @@ class Trainer:
         for number, part in enumerate(parts):
             with self._phase("inputs"):
                 draws = Draws(self.stage.seed, part["position"], self.world.device)
-                inputs = self._cast(self.stage.inputs(part, draws, self.world.device))
+                inputs = self.stage.inputs(part, draws, self.world.device)
             self._beat("forward and backward")
             with self.telemetry.passes(self.engine):
                 outputs = self.stage.backward(self.engine, inputs)
@@ -117,12 +121,6 @@ class Trainer:
             self.stage.after_step(self.engine)
             self.ema.update(self.step + 1)
 
-    def _cast(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """DeepSpeed casts weights, not inputs."""
-        if self.train.precision == "fp32":
-            return inputs
-        return {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
-
     def _report(self, facts: StepFacts, log: RunLog) -> None:
         self.telemetry.count_step()
         if self.step % self.train.log_every and self.step != self.train.steps:
@@ -136,7 +134,7 @@ class Trainer:
 
     def _validates(self) -> bool:
         every = self.train.validate_every
-        return self.step == self.train.steps or bool(every and self.step % every == 0)
+        return bool(every) and self.step % every == 0 and self.step < self.train.steps
 
     @torch.no_grad()
     def _validate(self, log: RunLog) -> None:
@@ -166,11 +164,13 @@ class Trainer:
     def _roll_back(self, log: RunLog) -> None:
         """Weights, moments and averages from before the first bad step. Step and data move on: the same clips would do the same again."""
         self._beat("rollback")
-        first = self.guard.go_back(self.step)
+        first = self.guard.first_bad(self.step)
         if self.checkpoints.rollback_target(before=first + 1) is None:
             raise TrainingError(f"step {self.step}: too many steps were left out from step {first + 1} on, and there is no checkpoint from "
                                 "before it to go back to; lower the learning rate or look at the data")
         state = self.checkpoints.restore(self.engine, self.ema, before=first + 1)
+        if state is None:
+            raise TrainingError(f"step {self.step}: no checkpoint from before step {first + 1} is whole: run again to go on from the last")
         self.guard.restart(state["guard"])
         log.tell(f"{self.stage.name}: weights of step {state['step']} again, as too many steps from {first + 1} on were skipped; "
                  f"training goes on with step {self.step + 1}")
@@ -189,6 +189,11 @@ class Trainer:
             parents = {os.path.relpath(path, self.folder): weights_hash(path) for path in self.stage.parents}
             write_atomically(export / EXPORTED, json.dumps({"stage": self.stage.name, "steps": self.step, "parents": parents}, indent=1))
         self.world.barrier()
+
+    def _with_own_mirror(self) -> TrainConfig:
+        """A folder of the mirror for each stage and round: they would take up each other's checkpoints."""
+        mirror = self.train.checkpoint_mirror
+        return replace(self.train, checkpoint_mirror=f"{mirror.rstrip('/')}/{self.stage.name}") if mirror else self.train
 
     def _beat(self, phase: str) -> None:
         self.watchdog.beat(f"{self.stage.name}, step {self.step + 1}, {phase}")

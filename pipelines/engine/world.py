@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -57,12 +58,16 @@ def join_world() -> World:
     return World(rank, size, device)
 
 
+_WAIT = timedelta(days=1)
+"""Longer than any phase may take: the watchdog ends what hangs and names it. NCCL's ten minutes would end a long validation."""
+
+
 def _initialise(device: torch.device, rank: int, size: int) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # A lone process needs no port, so that two runs on one machine cannot collide.
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even of a lone process
     alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-    dist.init_process_group(backend, **alone)
+    dist.init_process_group(backend, timeout=_WAIT, **alone)
     _deepspeed(device).init_distributed(dist_backend=backend, verbose=False)
 
 

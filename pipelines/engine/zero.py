@@ -25,7 +25,7 @@ def deepspeed_config(train: TrainConfig, world: World) -> dict:
         "gradient_predivide_factor": 1.0,
         "communication_data_type": train.precision,
         "data_types": {"grad_accum_dtype": train.precision},
-        "zero_optimization": _zero(train.zero, overlap=world.device.type == "cuda"),
+        "zero_optimization": _zero(train.zero, on_gpu=world.device.type == "cuda"),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
@@ -38,10 +38,10 @@ def deepspeed_config(train: TrainConfig, world: World) -> dict:
     }
 
 
-def _zero(zero: ZeroConfig, overlap: bool) -> dict:
+def _zero(zero: ZeroConfig, on_gpu: bool) -> dict:
     settings = {
         "stage": zero.stage,
-        "overlap_comm": overlap,
+        "overlap_comm": on_gpu,
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "use_multi_rank_bucket_allreduce": True,
@@ -68,7 +68,7 @@ def _zero(zero: ZeroConfig, overlap: bool) -> dict:
             _needs_asynchronous_io()
         if place != "none":
             path = {"nvme_path": zero.nvme_path} if place == "nvme" else {}
-            settings[f"offload_{what}"] = {"device": place, "pin_memory": overlap, **path}
+            settings[f"offload_{what}"] = {"device": place, "pin_memory": on_gpu, **path}
     return settings
 
 
@@ -86,6 +86,8 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
 
     options = train.optimiser
     _scalars_as_vectors(module)
+    if train.precision == "bf16":
+        _keep_frozen(module)
     trainable = [p for p in module.parameters() if p.requires_grad]
     # torch's own fused AdamW: DeepSpeed's would be compiled on first use.
     optimiser = torch.optim.AdamW(trainable, lr=options.lr, betas=tuple(options.betas), eps=options.eps,
@@ -93,6 +95,13 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     config = deepspeed_config(train, world)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=config, dist_init_required=False)
     return engine
+
+
+def _keep_frozen(module: nn.Module) -> None:
+    """Copies of the weights that do not train: DeepSpeed rounds all of them, and keeps fp32 masters of the trained ones only."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.whole = parameter.detach().to("cpu", copy=True)
 
 
 def _scalars_as_vectors(module: nn.Module) -> None:
@@ -116,6 +125,8 @@ def _full(engine, parameter: nn.Parameter) -> torch.Tensor:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if hasattr(parameter, "whole"):
+        return parameter.whole.clone()
     stage = engine.zero_optimization_stage()
     if parameter.requires_grad and stage > 0:
         return safe_get_full_fp32_param(parameter).detach().float().cpu().clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from models.generators.mmdit import MMDiT, MMDiTConfig
 from models.objectives.flow_matching import flow_loss, flow_time, interpolate
 from models.pretrained import load_mmaudio, save_weights
 from pipelines.config import Recipe
-from pipelines.encoding import generator_sizes, load_conditioner, needed_stages
+from pipelines.encoding import generator_sizes, load_recipe_clip, needed_stages
 from pipelines.engine.draws import Draws
 from pipelines.engine.log import Validation
 from pipelines.engine.world import World
@@ -73,9 +74,8 @@ class GenerativeStage(Stage):
         std, mean = torch.std_mean(latents["latent_mean"], dim=(0, 1))
         generator.set_latent_stats(mean, std)
         if "text" in recipe.conditioning.slots:
-            conditioner = load_conditioner(recipe, recipe.folder)
             with torch.no_grad():
-                generator.empty_string_feat.copy_(conditioner.conditions({}, [""]).text[0])
+                generator.empty_string_feat.copy_(load_recipe_clip(recipe).encode_text([""])[0])
         return generator
 
     def stream(self, world: World, quarantine: Path):
@@ -126,29 +126,28 @@ def published_generator(recipe: Recipe, config: MMDiTConfig) -> MMDiT:
 def validate_flow(model: FlowModel, recipe: Recipe, features: Features, limit: int, device: torch.device) -> Validation:
     """Flow loss of the first `limit` held-out clips with their own video and with another's, and what `model` makes of a few."""
     clips = first_features(features, recipe.heldout_split, ("latent_mean", *recipe.conditioning.slots), limit, device)
-    right, wrong = flow_losses(model, clips, device)
+    right, wrong = flow_losses(model, clips, device, recipe.features.batch_size)
     found = generated_samples(model.generator, recipe, clips, device)
     found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
     return found
 
 
 @torch.no_grad()
-def flow_losses(module: FlowModel, clips: dict[str, torch.Tensor], device: torch.device, repeats: int = 4, seed: int = 0):
+def flow_losses(module: FlowModel, clips: dict[str, torch.Tensor], device: torch.device, batch_size: int, repeats: int = 4, seed: int = 0):
     """Flow losses per clip (B,), averaged over `repeats` noises and stratified times, with the right and with shuffled videos.
 
     `clips` holds latent_mean and conditions; a caption stays with its clip, as it is the video that is asked about.
     Both use the same noise and times, so that their difference is paired.
     """
     count = len(clips["latent_mean"])
-    partner = torch.as_tensor(shuffled_partner(count, seed))
-    totals = torch.zeros(2, count)
-    for repeat in range(repeats):
-        draws = Draws(seed + repeat, torch.arange(count), device)
-        latent = clips["latent_mean"].to(device)
+    partner, totals = torch.as_tensor(shuffled_partner(count, seed)), torch.zeros(2, count)
+    for repeat, rows in itertools.product(range(repeats), torch.arange(count).split(batch_size)):
+        draws = Draws(seed + repeat, rows, device)
+        latent = clips["latent_mean"][rows].to(device)
         # Times spread evenly over the repeats: the loss varies more with time than with anything else.
         arguments = {"latent": latent, "noise": draws.normal(*latent.shape[1:]), "t": (draws.uniform() + repeat) / repeats}
-        for row, order in enumerate((torch.arange(count), partner)):
+        for row, order in enumerate((rows, partner[rows])):
             conditions = {name: clips[name][order].to(device) for name in ("clip", "sync") if name in clips}
-            conditions |= {"text": clips["text"].to(device)} if "text" in clips else {}
-            totals[row] += module.per_clip(**arguments, **conditions).cpu() / repeats
+            conditions |= {"text": clips["text"][rows].to(device)} if "text" in clips else {}
+            totals[row, rows] += module.per_clip(**arguments, **conditions).cpu() / repeats
     return totals[0], totals[1]

@@ -52,12 +52,10 @@ class PreferenceModel(nn.Module):
 class PreferenceStage(Stage):
     """One round: pairs of the true sound and the worst candidate, against the model that the round started from."""
 
-    name = "preference"
-
     def __init__(self, recipe: Recipe, features: str, candidates: str, start: Path, number: int):
         self.recipe, self.config = recipe, recipe.preference
         self.features, self.candidates, self.start = features, candidates, start
-        self.train, self.seed = self.config.train, recipe.seed + number
+        self.name, self.train, self.seed = f"preference/round-{number}", self.config.train, recipe.seed + number
         self.parents = (start,)
 
     def build(self) -> nn.Module:

@@ -16,7 +16,7 @@ SAMPLES = 2
 @torch.no_grad()
 def generated_samples(generator: MMDiT, recipe: Recipe, clips: dict[str, torch.Tensor], device: torch.device) -> Validation:
     """Log-mels and sounds that `generator` gives the first of `clips` (latent_mean and conditions), beside their true log-mels."""
-    model = SoundModel.around(generator, recipe, recipe.folder, device, sees=False)
+    model = SoundModel.around(generator, recipe, recipe.folder, device, sees=False, judges=False)
     conditions = Conditions(**{name: clips[name][:SAMPLES].to(device) for name in recipe.conditioning.slots})
     count = len(clips["latent_mean"][:SAMPLES])
     latents = model.latents(conditions, model.noise(count, recipe.clip.seconds, recipe.seed))

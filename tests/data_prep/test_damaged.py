@@ -10,10 +10,10 @@ import pytest
 
 from data_prep.index import ShardSet
 from data_prep.manifest import ManifestRow, write_manifest
-from data_prep.media import ClipFormat, decode_audio, decode_frames
+from data_prep.media import ClipFormat, decode_audio
 from data_prep.prepare import prepare_shards
 from data_prep.settings import PrepareConfig
-from tests.fixtures.made_media import TICKS, numbers, spoil_packets, tick_times, write_large, write_media
+from tests.fixtures.made_media import TICKS, decode_frames, numbers, spoil_packets, tick_times, write_large, write_media
 
 FORMAT = ClipFormat(short_side=48, sample_rate=16000, crf=4, min_seconds=0.5, max_lost=0.03)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.media import ClipError, ClipFormat, decode_audio, decode_frames, loudness, mux, probe, read_video, transcode
+from data_prep.media import ClipError, ClipFormat, decode_audio, loudness, mux, probe, read_video, transcode
 from data_prep.transcoding.encode import as_rgb, encode_flac
 from data_prep.transcoding.timeline import Painter, at_constant_rate, fit, mono, place
-from tests.fixtures.made_media import TICKS, numbers, tick_times, ticking, write_media
+from tests.fixtures.made_media import TICKS, decode_frames, numbers, tick_times, ticking, write_media
 
 FORMAT = ClipFormat(short_side=48, sample_rate=16000, crf=4)
 

@@ -8,13 +8,13 @@ import pytest
 from data_prep.filters import FilterConfig
 from data_prep.index import ShardError, ShardSet
 from data_prep.manifest import ManifestRow, read_manifest, write_manifest
-from data_prep.media import ClipFormat, decode_audio, decode_frames, transcode
+from data_prep.media import ClipFormat, decode_audio, transcode
 from data_prep.prepare import PrepareError, bytes_per_second, index_shards, prepare_shards
 from data_prep.readers.folder import read_folder
 from data_prep.reports.statistics import statistics
 from data_prep.settings import PrepareConfig
 from data_prep.verification.verify import verify
-from tests.fixtures.made_media import ticking, write_media
+from tests.fixtures.made_media import decode_frames, ticking, write_media
 
 FORMAT = ClipFormat(short_side=32, sample_rate=8000, crf=18)
 SETTINGS = PrepareConfig(format=FORMAT, rows_per_shard=3)

@@ -9,8 +9,7 @@ from launch.demo import SMOKE_CLIPS, SMOKE_HELDOUT, run_demo
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_smoke_demo_goes_all_the_way_and_leaves_the_real_one_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def test_the_smoke_demo_goes_all_the_way_and_leaves_the_real_one_alone(tmp_path):
     said: list[str] = []
     assert run_demo(tmp_path, (), said.append, smoke=True) == []  # no bars
     assert said[0].startswith("smoke:") and f"drawing {SMOKE_CLIPS + SMOKE_HELDOUT} clips of sounding events" in said

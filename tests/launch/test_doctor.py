@@ -99,7 +99,12 @@ def test_a_host_name_without_an_address(monkeypatch):
 
 def test_a_clock_that_nobody_keeps_is_told():
     found = system.clock()
-    assert found.found.startswith(time.strftime("%Y-%m-%d", time.gmtime())) and (found.status == "ok") == ("kept by" in found.found)
+    assert found.found.startswith(time.strftime("%Y-%m-%d", time.gmtime())) and (found.status == "warn") == ("and no time" in found.found)
+
+
+def test_a_clock_that_cannot_be_asked_about_is_not_said_to_be_kept(monkeypatch):
+    monkeypatch.setattr(system.ctypes, "CDLL", lambda _: object())  # a C library without ntp_gettime
+    assert (system.clock().status, "cannot be asked" in system.clock().found) == ("ok", True)
 
 
 def test_a_home_that_cannot_be_written(monkeypatch):

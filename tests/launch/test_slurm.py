@@ -139,6 +139,16 @@ def test_when_a_job_goes_back_into_the_queue(tmp_path, monkeypatch, answers, sta
     assert f"exit code {status}" in done.stdout.splitlines()[1]
 
 
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # squeue fails twice, then scontrol does.
+    setup = ("srun() { return 2; }", "squeue() { echo RUNNING; echo >>asked; (($(wc -l <asked) > 2)); }",
+             'scontrol() { echo "asked: $*"; echo >>asked; (($(wc -l <asked) > 4)); }', "sleep() { :; }")  # fmt: skip
+    script = job_script(Job(name="shards", command=("prep",)), DEMO, SlurmConfig(folder=tmp_path, setup=setup))
+    done = subprocess.run(["bash", "-c", script], env=os.environ | {"SLURM_JOB_ID": "12"}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.count("asked: requeue 12\n") == 2
+
+
 def test_a_dry_run_shows_everything_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")

@@ -156,19 +156,27 @@ def test_only_starts_that_get_no_further_count(here):
     assert [start(trouble) for trouble in (getting_on, failing, getting_on, failing, failing)] == [True, True, True, True, False]
 
 
-def test_a_stage_that_is_told_to_leave_does_so(here):
-    """The script waits for torchrun's end, then asks for another start, as often as it takes."""
-    setup = ("srun() { command sleep 1; echo saved; return 1; }", "squeue() { echo RUNNING; }", 'scancel() { echo "scancel $*"; }',
+@pytest.mark.parametrize(
+    ("saving", "end"),
+    [
+        ("touch made/complete.json", ["told to leave: back into the queue", "asked: requeue 12"]),
+        (":", ["told to leave, and nothing was finished in 1 starts: given up"]),
+    ],
+)
+def test_a_stage_that_is_told_to_leave_does_so(here, saving, end):
+    """The script waits for torchrun's end, then asks for another start, as often as it takes while each gets further."""
+    setup = (f"srun() {{ command sleep 1; {saving}; echo saved; return 1; }}", "squeue() { echo RUNNING; }",
+             'scancel() { echo "scancel $*"; }',
              'sleep() { command sleep 0.05; }', 'scontrol() { [[ $1 == requeue ]] && echo "asked: $*" || echo NodeAddr=a7; }',
              "(command sleep 0.5; kill -USR1 $$) &")  # fmt: skip
     config = SlurmConfig(folder=here / "s", setup=setup, restarts=0)
     config.logs.mkdir(parents=True)
-    script = job_script(Job(name="generative", command=("train",), trains=True), DEMO, config)
+    script = job_script(Job(name="generative", command=("train",), trains=True, made_in=(here / "made",)), DEMO, config)
+    (here / "made").mkdir()
     environment = os.environ | {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "a7", "SLURM_RESTART_COUNT": "40"}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
     said = [re.sub(r"^\S+ \S+ job 12 start 41: ", "", line) for line in done.stdout.splitlines()]
-    assert said == ["running", "told to leave, saving", "scancel --signal=USR1 12", "saved", "told to leave: back into the queue",
-                    "asked: requeue 12"]  # fmt: skip
+    assert said == ["running", "told to leave, saving", "scancel --signal=USR1 12", "saved", *end]
     assert done.returncode == 75
 
 
@@ -184,6 +192,7 @@ def test_a_stage_that_is_told_to_leave_does_so(here):
         (["--stage-time", "vocoder=1"], "--stage-time 'vocoder=1': write it as STAGE=TIME with one of autoencoder, "),
         (["--train-sbatch", "qos=low"], "Training.sbatch has 'qos=low': write options of sbatch"),
         (["--container", "i", "--container-runtime", "docker"], "Container.runtime is 'docker': choose pyxis or apptainer"),
+        (["--mount", "/data"], "--container-runtime and --mount are for a container: name its image with --container"),
         (["--container", "i", "--mount", "data"], "Container.mounts has 'data': write an absolute path without commas"),
     ],
 )

@@ -145,6 +145,7 @@ def test_torchrun_understands_what_the_operator_tells_it(monkeypatch):
     assert (started.rdzv_backend, started.rdzv_endpoint, started.rdzv_id) == ("c10d", "foleyscale-train-worker-0:23456", "foleyscale-train")
     assert (started.module, started.training_script) == (True, "launch.cli")
     assert policy["minReplicas"] == policy["maxReplicas"] == worker(job)["replicas"]
+    assert container["env"] == [{"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"}]
 
 
 def test_the_pytorchjob_trains_with_a_batch_that_its_gpus_can_share():

@@ -17,7 +17,7 @@ from pipelines.encoding import ClipEncoder, captions, generator_sizes, latent_le
 from pipelines.engine.draws import Draws
 from pipelines.engine.world import World
 from pipelines.features import FeaturesError, extract_features
-from pipelines.recipes import load_recipe
+from pipelines.recipes import RecipeError, load_recipe
 from pipelines.sounding import SoundModel
 from pipelines.stages.generative import GenerativeStage
 from pipelines.stages.inputs import LATENTS, LiveFeatures, StoredFeatures
@@ -142,7 +142,10 @@ def test_mmaudios_encoders_give_mmaudios_generator():
     changes = ["clip.sample_rate=44100", "autoencoder.mel=mmaudio_44k", "autoencoder.model=44k", "generative.model=large_44k",
                "conditioning.clip=clip", "conditioning.sync=synchformer", "conditioning.text=clip", "conditioning.clip_weights=a",
                "conditioning.synchformer_weights=b"]
-    recipe = load_recipe("vggsound", [*changes, "prepare.settings.format.sample_rate=44100"])
+    changes.append("prepare.settings.format.sample_rate=44100")
+    with pytest.raises(RecipeError, match="clip.sample_rate is 44100 and contrastive.model.mel takes 16000: use that rate, or public"):
+        load_recipe("vggsound", changes)
+    recipe = load_recipe("vggsound", [*changes, "preference.rounds=0"])
     sizes = generator_sizes(recipe)
     assert dataclasses.replace(recipe.generative.model, **sizes) == PRESETS["large_44k"]
     assert latent_length(8.0, "mmaudio_44k") == 345 and latent_length(3.84, "mmaudio_16k") == 120

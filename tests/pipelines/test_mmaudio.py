@@ -45,7 +45,7 @@ def long_video(tmp_path_factory):
 
 def mmaudio(model, path, prompt, negative, seconds, seed, strength, steps):
     """MMAudio's inference in one straight line (facts 1.1 to 1.5): two passes per step, times from linspace."""
-    pictures = model.read(path, model.views, 0.0, seconds)
+    pictures, _ = model.read(path, model.views, 0.0, seconds)
     clip_view, sync_view = model.views
     clip_frames, sync_frames = (pictures[view][None].float() / 255 for view in model.views)
     assert clip_frames.shape[1] == int(8 * seconds) and sync_frames.shape[1] == int(25 * seconds)

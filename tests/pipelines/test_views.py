@@ -38,9 +38,10 @@ def plain_reading(path, fps, start, end):
 @pytest.mark.parametrize("fps", [24.0, 25.0, 29.97])
 def test_mmaudios_pictures_are_those_of_its_rule_to_the_pixel(tmp_path, fps):
     path = write_media(tmp_path / "in.mp4", fps=fps, seconds=1.6, size=(86, 48))
-    found = MMAudioReader()(path, VIEWS, 0.0, 1.5)
+    found, shown = MMAudioReader()(path, VIEWS, 0.0, 1.5)
     squashed, cropped = (torch.from_numpy(plain_reading(path, view.fps, 0.0, 1.5)).permute(0, 3, 1, 2) for view in VIEWS)
     seconds = min(1.5, len(squashed) / 8, len(cropped) / 25)
+    assert shown == seconds
     assert torch.equal(found[VIEWS[0]], resize(squashed[:int(8 * seconds)], (24, 24)))
     scaled = resize(cropped[:int(25 * seconds)], (32, int(32 * 86 / 48)))
     left = round((scaled.shape[3] - 32) / 2)
@@ -49,8 +50,8 @@ def test_mmaudios_pictures_are_those_of_its_rule_to_the_pixel(tmp_path, fps):
 
 def test_a_short_video_ends_all_views_together(tmp_path):
     path = write_media(tmp_path / "in.mp4", fps=50.0, seconds=1.0)
-    found = MMAudioReader()(path, VIEWS, 0.0, 8.0)
-    assert [len(found[view]) for view in VIEWS] == [8, 25]
+    found, shown = MMAudioReader()(path, VIEWS, 0.0, 8.0)
+    assert [len(found[view]) for view in VIEWS] == [8, 25] and shown == 1.0
     # 0.125 s is between two pictures: the later one.
     assert shades(found[VIEWS[0]])[:4] == [0, 7, 13, 19]
     with pytest.raises(ClipError, match="in.mp4: hardly a picture from 5 s on"):
@@ -59,13 +60,13 @@ def test_a_short_video_ends_all_views_together(tmp_path):
 
 def test_a_later_window_begins_at_its_start(tmp_path):
     path = write_media(tmp_path / "in.mp4", fps=25.0, seconds=2.0)
-    assert shades(MMAudioReader()(path, VIEWS, 1.0, 0.8)[VIEWS[1]])[:3] == [25, 26, 27]
+    assert shades(MMAudioReader()(path, VIEWS, 1.0, 0.8)[0][VIEWS[1]])[:3] == [25, 26, 27]
 
 
 def test_a_turned_video_is_seen_upright(tmp_path):
     path = write_media(tmp_path / "in.mp4", seconds=0.4, size=(64, 48), rotation=90)
-    (picture, *_), = MMAudioReader()(path, VIEWS[1:], 0.0, 0.2).values()
-    plain = MMAudioReader()(write_media(tmp_path / "plain.mp4", seconds=0.4, size=(64, 48)), VIEWS[1:], 0.0, 0.2)[VIEWS[1]][0]
+    (picture, *_), = MMAudioReader()(path, VIEWS[1:], 0.0, 0.2)[0].values()
+    plain = MMAudioReader()(write_media(tmp_path / "plain.mp4", seconds=0.4, size=(64, 48)), VIEWS[1:], 0.0, 0.2)[0][VIEWS[1]][0]
     corners = {name: tuple(int(value) for value in pixels[:, 0, 0]) for name, pixels in (("turned", picture), ("plain", plain))}
     assert corners["turned"] != corners["plain"]
 
@@ -98,6 +99,6 @@ def test_generation_sees_what_training_saw(tiny, tmp_path):
     shards, view = ShardSet.open(tiny.shards), FrameView(fps=25.0)
     entry = shards.entry(0, 0)
     clip = ClipDecoder(seconds=3.84, size=32)(shards.read(0, 0), entry, np.random.default_rng)["frames"].float()
-    read = ClipReader(fps=25.0, size=32, short_side=32)(entry.columns["source"], (view,), 0.0, 3.84)[view].float()
+    read = ClipReader(fps=25.0, size=32, short_side=32)(entry.columns["source"], (view,), 0.0, 3.84)[0][view].float()
     assert clip.shape == read.shape == (96, 3, 32, 32)
     assert (clip - read).abs().mean() < 4 < (clip - read.flip(0)).abs().mean() + 4

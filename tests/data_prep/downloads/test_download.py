@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.downloads.download import DownloadConfig, Downloader, file_name
-from data_prep.media import ClipFormat, decode_audio, decode_frames, transcode
+from data_prep.media import ClipFormat, decode_audio, transcode
 from data_prep.transcoding.container import ClipError, probe
-from tests.fixtures.made_media import numbers, tick_times, write_media
+from tests.fixtures.made_media import decode_frames, numbers, tick_times, write_media
 from tests.services.http_server import Answer, web_server
 
 pytest.importorskip("yt_dlp")

@@ -105,6 +105,14 @@ def test_killed_writers_leave_nothing_that_passes_for_a_clip(tmp_path):
     assert fill(tmp_path, limit, "s3://a", ["s3://a"]) == CLIPS and used(tmp_path) <= limit
 
 
+def test_a_count_that_a_crash_of_the_machine_zeroed_is_made_anew(tmp_path):
+    cache = DiskCache(tmp_path, 10**6)
+    cache.add("s3://a", "x.tar", 0, b"data")
+    (tmp_path / "used").write_bytes(bytes(20))
+    cache.add("s3://a", "x.tar", 4, b"more")
+    assert cache.read("s3://a", "x.tar", 0, 8) == b"datamore" and used(tmp_path) <= int((tmp_path / "used").read_text()) < 10**5
+
+
 def test_a_disk_that_fails_costs_the_cache_alone(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     cache = DiskCache(tmp_path / "file", 10**6)

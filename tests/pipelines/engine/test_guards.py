@@ -42,13 +42,13 @@ def test_too_many_skips_in_the_window_exhaust_it():
     before = guard.state_dict()
     for step in (11, 12):
         guard.judge(step, math.nan, 1.0)
-    assert guard.exhausted and guard.go_back(13) == 9
+    assert guard.exhausted and guard.first_bad(13) == 9
     guard.restart(before)
     assert not guard.exhausted and guard.skipped == 5
     for step in (13, 14, 15):
         guard.judge(step, math.nan, 1.0)
     with pytest.raises(TrainingError, match="step 16: 3 of the last 8 steps were left out, after 1 rollbacks; lower the learning rate"):
-        guard.go_back(16)
+        guard.first_bad(16)
 
 
 def test_it_goes_on_where_it_was():
