@@ -1,10 +1,5 @@
 """Rows back to unit norm, whatever shares of them a rank holds."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.engine.elastic import Piece
 from pipelines.engine.unit_rows import _blocks
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.fixtures.two_ranks import run_on_two_ranks
 
 
 @given(st.integers(1, 7), st.integers(1, 6), st.data())
@@ -30,12 +24,7 @@ def test_blocks_are_the_piece_row_by_row(width, rows, data):
 
 @pytest.mark.slow
 def test_steps_equal_plain_torch(tmp_path):
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    script = [str(Path(__file__).with_name("unit_row_steps.py")), str(tmp_path)]
-    done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = run_on_two_ranks(__file__, "unit_row_steps.py", tmp_path, "found.json")
     assert len(found) == 6
     for case, values in found.items():
         assert values["norm"] < 1e-6, case

@@ -1,10 +1,5 @@
 """ZeRO on two real processes is plain torch on the full batch."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,20 +7,14 @@ import torch
 from pipelines.config import TrainConfig, ZeroConfig
 from pipelines.engine.world import World
 from pipelines.engine.zero import deepspeed_config
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.fixtures.two_ranks import run_on_two_ranks
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What zero_steps.py finds in two processes."""
     folder = tmp_path_factory.mktemp("zero")
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    script = [str(Path(__file__).with_name("zero_steps.py")), str(folder)]
-    done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "found.json").read_text())
+    return run_on_two_ranks(__file__, "zero_steps.py", folder, "found.json")
 
 
 def test_steps_equal_plain_torch(found):

@@ -1,11 +1,6 @@
 """The autoencoder's figure, and its training against a discriminator."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +12,8 @@ from models.pretrained import load_weights
 from pipelines.config import AutoencoderConfig, Recipe, TrainConfig
 from pipelines.engine.draws import Draws
 from pipelines.stages.autoencoder import AutoencoderStage, relative_l1
+from tests.fixtures.two_ranks import run_on_two_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 ADVERSARIAL = AdversarialConfig(weight=0.1, start=3, discriminator=MelDiscriminatorConfig(scales=1, channels=4, layers=2))
 VAE = replace(PRESETS["tiny"], hidden=8)
 
@@ -53,10 +48,5 @@ def test_the_export_is_the_autoencoder_alone(tmp_path):
 
 @pytest.mark.slow
 def test_adversarial_steps_equal_plain_torch_under_zero(tmp_path):
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    script = [str(Path(__file__).with_name("adversarial_steps.py")), str(tmp_path)]
-    done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-4000:]
-    worst = json.loads((tmp_path / "worst.json").read_text())
+    worst = run_on_two_ranks(__file__, "adversarial_steps.py", tmp_path, "worst.json")
     assert worst.keys() == {"0", "1", "2", "3"} and max(worst.values()) < 1e-5, worst

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +12,12 @@ from models.encoders.sf_cavp import PRESETS, SFCAVP
 from pipelines.config import ContrastiveConfig, Recipe, TrainConfig
 from pipelines.stages.contrastive import ContrastiveStage, load_video_tower
 from tests.fixtures.made_weights import made_state, parity_keys
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.fixtures.two_ranks import run_on_two_ranks
 
 
 def furthest_from_plain_torch(folder: Path, cases: str) -> dict[str, float]:
     """Case -> largest difference of a weight."""
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    script = [str(Path(__file__).with_name("contrastive_steps.py")), str(folder), cases]
-    done = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=560)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "worst.json").read_text())
+    return run_on_two_ranks(__file__, "contrastive_steps.py", folder, "worst.json", cases, seconds=560)
 
 
 def test_cached_gradients_on_two_ranks_are_a_plain_torch_step_on_the_full_batch(tmp_path):
