@@ -20,6 +20,7 @@ app.add_typer(prep, name="prep")
 app.add_typer(launch, name="launch")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, as key=value.")]
+Profile = Annotated[int, typer.Option(help="Steps of each stage that a torch profiler trace covers, as STAGE.train.profile=N.")]
 
 
 @app.command()
@@ -27,6 +28,7 @@ def train(
     stage: Annotated[str, typer.Argument(help="autoencoder, contrastive, generative or preference.")],
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one that ships: demo, rendered, vggsound, mmaudio_finetune.")],
     overrides: Overrides = None,
+    profile: Profile = 0,
 ):
     """Train one stage of a recipe, or resume it."""
     from pipelines.recipes import load_recipe
@@ -34,19 +36,20 @@ def train(
 
     if stage not in STAGES:
         raise typer.BadParameter(f"no stage {stage!r}; choose from {', '.join(STAGES)}")
-    run_chain(load_recipe(recipe, overrides or ()), (stage,), typer.echo)
+    run_chain(load_recipe(recipe, [*_profiled((stage,), profile), *(overrides or ())]), (stage,), typer.echo)
 
 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one that ships: demo, rendered, vggsound, mmaudio_finetune.")],
     overrides: Overrides = None,
+    profile: Profile = 0,
 ):
     """Run the whole chain; what is complete is skipped, what was interrupted resumes."""
     from pipelines.recipes import load_recipe
-    from pipelines.run import run_chain
+    from pipelines.run import STAGES, run_chain
 
-    folder = run_chain(load_recipe(recipe, overrides or ()), say=typer.echo)
+    folder = run_chain(load_recipe(recipe, [*_profiled(STAGES, profile), *(overrides or ())]), say=typer.echo)
     if _is_main():
         typer.echo(f"next: foleyscale evaluate --run {folder}, foleyscale generate --run {folder} --out sounds VIDEO...")
 
@@ -129,6 +132,10 @@ def _device():
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _profiled(stages: tuple[str, ...], steps: int) -> list[str]:
+    return [f"{stage}.train.profile={steps}" for stage in stages] if steps else []
 
 
 def _is_main() -> bool:

@@ -77,7 +77,11 @@ class SlurmCluster:
     def lose(self, node: str) -> None:
         """Count a node as failed, which takes its jobs off it, and get it back."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
-        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        try:
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        except RuntimeError:
+            # Its daemon may have registered in between, and brought it back by itself.
+            assert "DOWN" not in self.run("scontrol", "-o", "show", "node", node)
 
     def active(self) -> list[str]:
         """Ids of the jobs and tasks that are not over."""
