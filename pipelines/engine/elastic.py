@@ -123,6 +123,9 @@ def module_state(engine) -> dict[str, torch.Tensor]:
     """What is in no shard, frozen parameters and buffers (where ranks differ, rank 0's), on the main rank; collective."""
     found = {name: buffer.detach() for name, buffer in _buffers(engine)}
     for name, parameter in _frozen(engine):
+        if hasattr(parameter, "whole"):  # in bf16 what the forward pass uses is rounded
+            found[name] = parameter.whole
+            continue
         with _whole(parameter):
             found[name] = parameter.detach().clone() if hasattr(parameter, "ds_id") else parameter.detach()
     return found if engine.global_rank == 0 else {}
@@ -135,9 +138,12 @@ def restore_module(engine, path: Path) -> None:
         for name, buffer in _buffers(engine):
             buffer.copy_(file.get_tensor(name))
         for name, parameter in _frozen(engine):
+            saved = file.get_tensor(name)
+            if hasattr(parameter, "whole"):
+                parameter.whole.copy_(saved)
             with _whole(parameter, modifier_rank=0):
                 if parameter.numel():  # under stage 3 the other ranks may hold nothing of it while rank 0 changes it
-                    parameter.copy_(file.get_tensor(name))
+                    parameter.copy_(saved)
 
 
 def _buffers(engine) -> list[tuple[str, torch.Tensor]]:
