@@ -1,12 +1,13 @@
 """A training step of MM-DiT small_16k: ours against the layout of the public code, on the same weights.
 
-The reference restates the structure of MMAudio's network: heads unpacked to (B, H, N, d, 3), rotations as 2 x 2 matrices, missing text
-repeated for every sample before it is projected. Both run one after the other and take turns.
+The reference restates the structure of MMAudio's network: heads unpacked to (B, H, N, d, 3), rotations as 2 x 2 matrices, convolutions
+that go to channels first and back, missing text repeated for every sample before it is projected. Both run one after the other and take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from functools import partial
 
 import torch
@@ -15,16 +16,26 @@ from torch import Tensor, nn
 
 from benchmarks.common import alternate, machine, show
 from models.generators.mmdit import PRESETS, MMDiT
-from models.layers import TransformerBlock, modulate
+from models.layers import ChannelLastConv1d, TransformerBlock, modulate
 from models.objectives.flow_matching import flow_loss, interpolate
 
 
+class ChannelsFirstConv1d(ChannelLastConv1d):
+    """The same convolution on the transposed sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Conv1d.forward(self, x.transpose(1, 2)).transpose(1, 2)
+
+
 class Reference(nn.Module):
-    """The public code's data flow over the weights of an MMDiT."""
+    """The public code's data flow over a copy of the weights of an MMDiT."""
 
     def __init__(self, model: MMDiT):
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        for module in self.modules():
+            if isinstance(module, ChannelLastConv1d):
+                module.__class__ = ChannelsFirstConv1d
 
     def forward(self, latent: Tensor, clip: Tensor, sync: Tensor, text: Tensor | None, t: Tensor) -> Tensor:
         """Flow (B, N, C)."""
