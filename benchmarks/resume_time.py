@@ -91,7 +91,8 @@ def convert(source: Path, target: Path) -> None:
     """DeepSpeed's universal checkpoint of a plain one, without its progress bars."""
     from deepspeed.checkpoint import ds_to_universal
 
-    settings = argparse.Namespace(input_folder=str(source), output_folder=str(target), num_extract_workers=2, num_merge_workers=2,
+    # One worker is this process: more are forked, and may wait for ever for a lock that one of torch's threads held at that moment.
+    settings = argparse.Namespace(input_folder=str(source), output_folder=str(target), num_extract_workers=1, num_merge_workers=1,
                                   keep_temp_folder=False, strict=True, inject_missing_state=True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(settings)
