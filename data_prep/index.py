@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep.checksum import crc32
 from data_prep.layout import DATASET_FILE, INDEX_FILE, TARS, ShardFolder, read_json, tar_folder, tar_place
-from data_prep.members import MemberReader
+from data_prep.members import Fault, MemberReader, Wanted
 from data_prep.parallel import in_order
 from data_prep.remote.disk_cache import DiskCache
 from data_prep.shards import shard_name
@@ -239,39 +239,28 @@ class ShardSet:
         Remote clips come together: requests run at once, neighbours share one, and only those that failed are repeated.
         """
         names = None if names is None else tuple(names)
-        found = [self._blank(entry, names) for entry in entries]
-        for number, reader in enumerate(self._readers):
-            wanted = [
-                (place, name, entry.members[name])
-                for place, entry in enumerate(entries) if not isinstance(found[place], ShardError)
-                for name in found[place] if entry.members[name].layer == number
-            ]  # fmt: skip
-            contents = reader.read([(entries[place].shard, member) for place, _, member in wanted])
-            for (place, name, member), data in zip(wanted, contents, strict=True):
-                if isinstance(found[place], ShardError):
-                    continue
-                if isinstance(data, bytes) and len(data) == member.size and crc32(data) == member.crc32:
-                    found[place][name] = data
-                else:
-                    found[place] = self._damage(entries[place], name, data)
+        found: list[dict[str, bytes] | ShardError] = [self._lacking(entry, names) or {} for entry in entries]
+        clips: list[list[int]] = [[] for _ in self._readers]
+        wanted: list[list[Wanted]] = [[] for _ in self._readers]
+        for clip, entry in enumerate(entries):
+            for name in () if found[clip] else entry.members if names is None else names:
+                member = entry.members[name]
+                clips[member.layer].append(clip)
+                wanted[member.layer].append(Wanted(entry.shard, name, member))
+        for layer, reader in enumerate(self._readers):
+            for clip, (_, name, _), data in zip(clips[layer], wanted[layer], reader.read(wanted[layer]), strict=True):
+                if isinstance(data, Fault):
+                    found[clip] = self._error(entries[clip], layer, *data)
+                elif not isinstance(found[clip], ShardError):
+                    found[clip][name] = data
         return found
 
-    def _blank(self, entry: Entry, names: Sequence[str] | None) -> dict[str, bytes] | ShardError:
-        """The wanted members, still empty, or the error where the clip lacks one."""
-        wanted = entry.members if names is None else names
-        if missing := [name for name in wanted if name not in entry.members]:
-            return self._error(entry, 0, "missing_member", f"has no member {some(missing)}")
-        if names is None and entry.absent:
-            return self._error(entry, 0, "missing_member", f"is not in {some(entry.absent)}")
-        return dict.fromkeys(wanted, b"")
-
-    def _damage(self, entry: Entry, name: str, data: bytes | OSError) -> ShardError:
-        member = entry.members[name]
-        if isinstance(data, OSError):
-            return self._error(entry, member.layer, "unreadable", f"cannot be read: {data.strerror}")
-        if len(data) < member.size:
-            return self._error(entry, member.layer, "truncated", f"ends after {len(data)} of the {member.size} bytes of {name}")
-        return self._error(entry, member.layer, "bad_crc", f"has a damaged {name}: its crc32 is not the sidecar's")
+    def _lacking(self, entry: Entry, names: Sequence[str] | None) -> ShardError | None:
+        """The error where the clip has not all wanted members."""
+        if names is None:
+            return self._error(entry, 0, "missing_member", f"is not in {some(entry.absent)}") if entry.absent else None
+        missing = [name for name in names if name not in entry.members]
+        return self._error(entry, 0, "missing_member", f"has no member {some(missing)}") if missing else None
 
     def _error(self, entry: Entry, layer: int, reason: str, what: str) -> ShardError:
         url = self._layers[layer].tars.url

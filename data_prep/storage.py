@@ -221,11 +221,10 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
 
 def read_descriptor(descriptor: int, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of an open local file; shorter where it ends before."""
-    parts = []
-    while start < stop and (part := os.pread(descriptor, stop - start, start)):
-        parts.append(part)
-        start += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)  # joining copies
+    data = os.pread(descriptor, stop - start, start) if start < stop else b""
+    while start + len(data) < stop and (part := os.pread(descriptor, stop - start - len(data), start + len(data))):
+        data += part  # one call gives no more than 2 GB
+    return data
 
 
 def remote_size(url: str, path: str) -> int:

@@ -105,6 +105,7 @@ class ClipStream:
             # Only here, where the consumer takes it, does a batch count: what workers prepared ahead is made again after a restart.
             self.position = expected = expected + self.batch_size
             yield batch
+            del batch  # where the consumer has dropped it too, the next one is made in its memory
 
     def state_dict(self, totals: Mapping[str, int] | None = None) -> dict[str, Any]:
         """What a restart needs, equal on all ranks; "sets" and the order's settings only serve to name a difference.
@@ -173,6 +174,7 @@ def one_pass(
             on_bad(clip)
         if batch["key"]:
             yield batch
+        del batch
 
 
 @dataclass

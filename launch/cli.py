@@ -13,6 +13,7 @@ from data_prep.remote.urls import redacted
 from launch.generate import generate
 from launch.launchers import launch
 from launch.prep import prep
+from launch.sweep import sweep
 
 app = typer.Typer(help="From collections of video clips to a model that gives silent video its sound.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -55,6 +56,7 @@ def run(
 
 
 app.command()(generate)
+app.command()(sweep)
 
 
 @app.command()

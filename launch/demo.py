@@ -23,7 +23,7 @@ from pipelines.metrics.statistics import Bar
 from pipelines.recipes import load_recipe
 from pipelines.report import write_report
 
-CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 192, 32
+CLIPS, HELDOUT, ROWS_PER_SHARD = 1600, 256, 32
 SMOKE_CLIPS, SMOKE_HELDOUT = 24, 8
 SMOKE = (
     *(f"{stage}.train.{change}" for stage in ("autoencoder", "contrastive", "generative", "preference")

@@ -13,7 +13,7 @@ def generate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the videos with sound.")],
     videos: Annotated[list[Path] | None, typer.Argument(help="Video files of any length; none for sound from the prompt alone.")] = None,
     run_folder: Annotated[Path | None, typer.Option("--run", help="Folder of a finished run.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Generator to use: generative, or preference/round-N; the last by default.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Generator: generative, or preference/round-N; the round kept by default.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Published generator, mmaudio_<variant>.pth, in place of --run.")] = None,
     variant: Annotated[str, typer.Option(help="Which variant the checkpoint is, such as small_16k; by default as its name says.")] = "",
     vae: Annotated[Path | None, typer.Option(help="Published autoencoder: v1-16.pth or v1-44.pth.")] = None,

@@ -30,7 +30,7 @@ def _line(stage: StageStatus) -> str:
     if stage.state == "running" and stage.seconds_left is not None:
         said.append(f"{timedelta(seconds=round(stage.seconds_left))} left")
     if stage.checkpoint is not None and stage.state != "complete":
-        said.append(f"checkpoint {stage.checkpoint}")
+        said.append(f"checkpoint of step {stage.checkpoint}")
     if stage.quarantined:
         said.append(f"{stage.quarantined} clips quarantined")
     return ", ".join([*said, *([stage.reason] if stage.reason else [])])

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from models.conditioning import (
 )
 from models.encoders import synchformer
 from models.encoders.clip import CLIP
+from models.encoders.rewards import Reward
 from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.encoders.synchformer import Synchformer
 from models.pretrained import load_clip, load_synchformer, load_weights
@@ -84,8 +86,8 @@ def load_own(folder: Path) -> EncoderConditioner:
     return load_weights(lambda config: EncoderConditioner(SFCAVP(config)), SFCAVPConfig, folder)
 
 
-def load_reward(conditioner: Conditioner | None, run: Path) -> SFCAVP | None:
-    """The contrastive encoder as reward: that of the conditioner, else the stage's; None in a run without one."""
+def own_reward(conditioner: Conditioner | None, run: Path) -> SFCAVP | None:
+    """The run's own encoder as reward: that of the conditioner, else the contrastive stage's; None in a run without one."""
     modules = () if conditioner is None else conditioner.modules()
     own = next((module.encoder for module in modules if isinstance(module, EncoderConditioner)), None)
     export = run / "contrastive" / "export"
@@ -103,7 +105,13 @@ def public_weights(recipe: Recipe) -> dict[str, str]:
 
 
 def file_hash(path: str | Path) -> str:
-    """sha256 of a checkpoint."""
+    """sha256 of a checkpoint; gigabytes are read once in a process, as long as the file stays as it is."""
+    status = Path(path).stat()
+    return _hash(Path(path).resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _hash(path: Path, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -131,9 +139,18 @@ def _combined(recipe: Recipe, own: EncoderConditioner | None, clip: CLIP | None,
     return CombinedConditioner(**{slot: makers[slot][getattr(config, slot)]() for slot in config.slots})
 
 
-def reward_view(reward: SFCAVP) -> FrameView:
+def reward_view(reward: Reward) -> FrameView:
     """Pictures that the reward wants to see."""
     return FrameView(fps=reward.config.fps)
+
+
+def view_decoder(recipe: Recipe, views: tuple[FrameView, ...], want: tuple[str, ...]) -> ViewDecoder:
+    """Decoder of the beginning of each clip; the sound lasts until the end of its last latent."""
+    clip, spec = recipe.clip, MEL_SPECS[recipe.autoencoder.mel]
+    seconds = 2 * latent_length(clip.seconds, recipe.autoencoder.mel) * spec.hop / spec.sample_rate
+    media = ClipDecoder(seconds=seconds, fps=clip.fps, sample_rate=clip.sample_rate, want=want, backend=clip.backend,
+                        columns=("caption", "labels"))
+    return ViewDecoder(clip=media, views=views if "frames" in want else (), seconds=clip.seconds, size=clip.size)
 
 
 def frozen(model: M, device: torch.device) -> M:
@@ -148,7 +165,7 @@ class ClipEncoder:
     recipe: Recipe
     vae: MelVAE
     conditioner: Conditioner
-    reward: SFCAVP | None
+    reward: Reward | None
     device: torch.device
     _captions: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -157,7 +174,7 @@ class ClipEncoder:
         """The encoders of a run, frozen."""
         vae = load_weights(MelVAE, MelVAEConfig, run / "autoencoder" / "export")
         conditioner = load_conditioner(recipe, run)
-        judge = load_reward(conditioner, run) if reward else None
+        judge = own_reward(conditioner, run) if reward else None
         return cls(recipe, frozen(vae, device), frozen(conditioner, device), judge and frozen(judge, device), device)
 
     @property
@@ -167,13 +184,8 @@ class ClipEncoder:
         return tuple(dict.fromkeys((*self.conditioner.views, *judged)))
 
     def decoder(self, want: tuple[str, ...] = ("frames", "waveform")) -> ViewDecoder:
-        """Decoder of the beginning of each clip; the sound lasts until the end of its last latent."""
-        clip, mel = self.recipe.clip, self.recipe.autoencoder.mel
-        spec = MEL_SPECS[mel]
-        seconds = 2 * latent_length(clip.seconds, mel) * spec.hop / spec.sample_rate
-        media = ClipDecoder(seconds=seconds, fps=clip.fps, sample_rate=clip.sample_rate, want=want, backend=clip.backend,
-                            columns=("caption", "labels"))
-        return ViewDecoder(clip=media, views=self.views if "frames" in want else (), seconds=clip.seconds, size=clip.size)
+        """Decoder of clips for this encoder."""
+        return view_decoder(self.recipe, self.views, want)
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> dict[str, torch.Tensor]:

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import os
 import platform
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from data_prep.index import ShardSet
 from data_prep.media import mux
 from models.objectives.flow_dpo import segment_score
 from pipelines.config import BarsConfig, Recipe
-from pipelines.engine.checkpoint import write_atomically
-from pipelines.heldout import SHIFT, HeldOut, Sounded, sound_heldout
+from pipelines.controls import Controls
+from pipelines.engine.saving import write_atomically
+from pipelines.heldout import SHIFT, HeldOut, Shares, Sounded, sound_heldout
+from pipelines.metrics.figures import Figure, difference, share
 from pipelines.metrics.retrieval import recall_at_k, right_segment_accuracy
-from pipelines.metrics.statistics import Bar, Paired, paired, shuffled_partner
+from pipelines.metrics.statistics import Bar, paired, shuffled_partner
+from pipelines.signs import BEST
 from pipelines.sounding import SoundModel, generator_export
 from pipelines.stages.autoencoder import relative_l1
 from pipelines.stages.contrastive import clip_embeddings
@@ -31,37 +34,59 @@ ENCODER, GENERATOR = "contrastive stage", "generative stage"
 """Where to look when a bar is missed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured value."""
-
-    name: str
-    """What was measured."""
-    value: float
-    """The measurement, or the mean paired difference."""
-    standard_error: float | None = None
-    """Of a share or a difference."""
-    note: str = ""
-    """Control, chance level and number of clips."""
-
-
 def evaluate(run: Path, device: torch.device, recipe: Recipe | None = None) -> list[Bar]:
-    """Measure a finished run, write `evaluation.json` and the examples, and return its bars. `recipe` replaces the run's own."""
+    """Measure a finished run, write `evaluation.json` and the examples, and return its bars. `recipe` replaces the run's own.
+
+    Measured are clips that chose no preference round; the generator is that of the round that was kept.
+    """
     last, base = SoundModel.from_run(run, device), SoundModel.from_run(run, device, stage="generative", sees=False)
-    recipe = recipe or last.recipe
-    held = HeldOut.encode(last, recipe)
+    recipe, shares = recipe or last.recipe, _shares(run, recipe or last.recipe)
+    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, clips=len(shares.evaluation)))
+    held = HeldOut.encode(last, recipe, shares.evaluation)
     partner = shuffled_partner(len(held), recipe.seed)
-    after = sound_heldout(last, recipe, held, partner)
-    aligned = generator_export(run) != run / "generative" / "export"
-    before = sound_heldout(base, recipe, held, partner) if aligned else after
+    kept, start = generator_export(run), run / "generative" / "export"
+    aligned = kept != start
+    after = _sounded(last, recipe, held, partner, kept)
+    before = _sounded(base, recipe, held, partner, start) if aligned else after
     parts = [_retrieval(recipe, held), _timing(recipe, last, held)] if held.judged else []
     parts += [_autoencoder(recipe, base, held), _flow(recipe, base, held), _sounds(recipe.evaluation.bars, before)]
     figures = [figure for part, _ in parts for figure in part] + (_preference(before, after) if aligned else [])
+    figures += Controls(last, base, recipe, held).figures(before, partner) if recipe.evaluation.controls else []
     bars = [bar for _, part in parts for bar in part if bar]
     found = {"bars": [dataclasses.asdict(bar) for bar in bars], "figures": [dataclasses.asdict(figure) for figure in figures],
-             "examples": _examples(run, recipe, held, after), "environment": _environment(device, run)}
+             "examples": _examples(run, recipe, held, after), "environment": _environment(device) | _measured(run, shares, held)}
     write_atomically(run / "evaluation.json", json.dumps(found, indent=1))
     return bars
+
+
+def _shares(run: Path, recipe: Recipe) -> Shares:
+    """As the recipe has them, but for what chose a round when it was another."""
+    shares, watched = Shares.of(recipe), _best(run).get("watched")
+    return shares.sparing(range(*watched)) if watched else shares
+
+
+def _best(run: Path) -> dict[str, Any]:
+    """What best.json says; empty where no round was chosen."""
+    path = run / "preference" / BEST
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _sounded(model: SoundModel, recipe: Recipe, held: HeldOut, partner: np.ndarray, export: Path) -> Sounded:
+    """The held-out videos with their generated sounds; ValueError where some are not finite, so that no figure hides it."""
+    sounded = sound_heldout(model, recipe, held, partner)
+    if broken := int(np.isnan(sounded.onset_f1).sum()):
+        raise ValueError(f"{export}: {broken} of {len(held)} sounds that it generates are not finite: train it on or anew, or, of a "
+                         "preference round, choose what is kept by another preference.watch.keep than last")
+    return sounded
+
+
+def _measured(run: Path, shares: Shares, held: HeldOut) -> dict[str, str]:
+    """Which generator the figures are about, why it and no other round's, and on which clips."""
+    found = {"generator": str(generator_export(run).parent.relative_to(run))}
+    if best := _best(run):
+        found["preference rounds"] = "; ".join([best["reason"], *best["warnings"]])
+    others = f"; the last {len(shares.watch)} chose the round" if shares.watch else ""
+    return found | {"clips": f"{len(held)} of the first {len(shares.evaluation)} of {shares.there} held-out clips{others}"}
 
 
 def _autoencoder(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
@@ -90,11 +115,12 @@ def _timing(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figu
     if segments < 2:
         return [], []
     right = right_segment_accuracy(video.cpu().numpy(), audio.cpu().numpy())
-    cosines = (model.reward.similarity(video[:, :-1], sound) for sound in (audio[:, :-1], held.judged["shifted"]))
+    left = held.judged["shifted"].shape[1]
+    cosines = (model.reward.similarity(video[:, :left], sound) for sound in (audio[:, :left], held.judged["shifted"]))
     true, shifted = (segment_score(cosine, score) for cosine in cosines)
     prefers, name = (true > shifted).float().cpu().numpy(), f"true sound over itself {SHIFT:g} s out of time"
-    figures = [_share("right segment of a clip", right, f"chance {1 / segments:.3f}, {segments} segments"),
-               _share(name, prefers, f"chance 0.5, {score} of {segments - 1} segments")]
+    figures = [share("right segment of a clip", right, f"chance {1 / segments:.3f}, {segments} segments"),
+               share(name, prefers, f"chance 0.5, {score} of {left} segments")]
     times_chance = float(right.mean()) * segments
     bars = [_bar("right segment, times chance", times_chance, ">=", limits.right_segment_times_chance, ENCODER),
             _bar(name, float(prefers.mean()), ">=", limits.shift_preference, ENCODER)]
@@ -107,7 +133,7 @@ def _flow(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure
     right, wrong = (losses.numpy() for losses in flow_losses(flow, held.features, model.device, recipe.features.batch_size))
     rise = paired(wrong, right)
     figures = [Figure(name="flow loss, right video", value=float(right.mean()), note=f"{len(held)} clips"),
-               _difference("flow loss, shuffled minus right video", rise)]
+               difference("flow loss, shuffled minus right video", rise)]
     bars = [_bar("flow loss rise with shuffled videos", rise.difference / float(right.mean()), ">=", limits.flow_gap, GENERATOR),
             _bar("flow loss rise, standard errors", rise.sigmas, ">=", limits.flow_gap_sigmas, GENERATOR)]
     return figures, bars
@@ -116,12 +142,12 @@ def _flow(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure
 def _sounds(limits: BarsConfig, sounded: Sounded) -> tuple[list[Figure], list[Bar | None]]:
     """Whether the sounds fit their videos better than others'."""
     onsets, own = paired(sounded.onset_f1, sounded.onset_f1_shuffled), f"own {sounded.onset_f1.mean():.3f}, within 100 ms"
-    figures = [_difference("onset F1, own minus shuffled clip", onsets, own)]
+    figures = [difference("onset F1, own minus shuffled clip", onsets, own)]
     bars = [_bar("onset F1 above shuffled clips", onsets.difference, ">=", limits.onset_gap, GENERATOR),
             _bar("onset F1 above shuffled clips, standard errors", onsets.sigmas, ">=", limits.onset_gap_sigmas, GENERATOR)]
     if sounded.reward is not None:
         reward = paired(sounded.reward, sounded.reward_shuffled)
-        figures.insert(0, _difference("reward, own minus shuffled video", reward))
+        figures.insert(0, difference("reward, own minus shuffled video", reward))
         bars.insert(0, _bar("reward of own over shuffled video, standard errors", reward.sigmas, ">=", limits.reward_gap_sigmas, GENERATOR))
     return figures, bars
 
@@ -129,19 +155,9 @@ def _sounds(limits: BarsConfig, sounded: Sounded) -> tuple[list[Figure], list[Ba
 def _preference(before: Sounded, after: Sounded) -> list[Figure]:
     """What the preference rounds changed, clip by clip, from the same noise."""
     figures = [] if before.reward is None else [
-        _difference("reward, after minus before preference", paired(after.reward, before.reward), f"before {before.reward.mean():.4f}")]
+        difference("reward, after minus before preference", paired(after.reward, before.reward), f"before {before.reward.mean():.4f}")]
     note = f"before {before.onset_f1.mean():.3f}"
-    return [*figures, _difference("onset F1, after minus before preference", paired(after.onset_f1, before.onset_f1), note)]
-
-
-def _share(name: str, values: np.ndarray, note: str) -> Figure:
-    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    return Figure(name=name, value=float(values.mean()), standard_error=error, note=f"{note}, {len(values)} clips")
-
-
-def _difference(name: str, found: Paired, note: str = "") -> Figure:
-    text = "; ".join(part for part in (f"{found.sigmas:.1f} standard errors, {found.n} clips", note) if part)
-    return Figure(name=name, value=found.difference, standard_error=found.standard_error, note=text)
+    return [*figures, difference("onset F1, after minus before preference", paired(after.onset_f1, before.onset_f1), note)]
 
 
 def _bar(name: str, value: float, comparison: str, bound: float | None, explanation: str) -> Bar | None:
@@ -167,18 +183,18 @@ def _examples(run: Path, recipe: Recipe, held: HeldOut, sounded: Sounded) -> lis
     return examples
 
 
-def _environment(device: torch.device, run: Path) -> dict[str, str]:
+def _environment(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     versions = {package: metadata.version(package) for package in ("torch", "deepspeed")}
-    generator = str(generator_export(run).parent.relative_to(run))
-    return {"device": name, "python": platform.python_version(), **versions, "generator": generator}
+    return {"device": name, "python": platform.python_version(), **versions}
 
 
 def table(run: Path) -> str:
-    """The figures of `evaluation.json` as text."""
-    figures = json.loads((run / "evaluation.json").read_text())["figures"]
+    """The figures of `evaluation.json` as text, after what they are about."""
+    found = json.loads((run / "evaluation.json").read_text())
+    figures, about = found["figures"], found["environment"]
     width = max(len(figure["name"]) for figure in figures)
-    lines = []
+    lines = [f"{name}: {about[name]}" for name in ("generator", "preference rounds", "clips") if name in about]
     for figure in figures:
         error = "" if figure["standard_error"] is None else f" ± {figure['standard_error']:.4f}"
         lines.append(f"{figure['name']:<{width}}  {figure['value']:8.4f}{error:10}  {figure['note']}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
-from data_prep.index import ShardSet, build_index
+from data_prep.index import ShardSet
 from data_prep.shards import ShardWriter
 from data_prep.stream import one_pass
 from models.conditioning import EncoderConditioner
@@ -20,18 +20,10 @@ from models.pretrained import load_weights, save_weights
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder, file_hash, needs_contrastive, public_weights
 from pipelines.engine.checkpoint import weights_hash
-from pipelines.engine.saving import write_atomically
-from pipelines.engine.signals import leave_alone_if_asked
 from pipelines.engine.world import World
+from pipelines.provenance import ProvenanceError, claim, known_provenance
+from pipelines.sharing import make_shards, record_bad
 from pipelines.stages.data import clips
-
-_TICK = 1.0
-"""Seconds between two looks at what the other processes have written."""
-KEPT = "the shards that are whole are kept"
-
-
-class FeaturesError(RuntimeError):
-    """Features that do not belong to this run; the message says what to do."""
 
 
 def extract_features(recipe: Recipe, folder: Path, world: World) -> None:
@@ -42,48 +34,57 @@ def extract_features(recipe: Recipe, folder: Path, world: World) -> None:
 
 
 def require_shards(recipe: Recipe, folder: Path, world: World) -> None:
-    """Feature shards for what reads them again and again, such as preference rounds, whatever the recipe says of training."""
+    """Feature shards for preference rounds, which read them again and again; of their clips alone where training makes its own."""
     _prepare(recipe, folder, world)
     _write_shards(recipe, folder, world)
 
 
+def training_videos(recipe: Recipe) -> ShardSet:
+    """The clip shards that preference rounds train on: the first that hold `preference.videos` clips, so possibly a few more."""
+    shards = ShardSet.open(recipe.data, split=recipe.train_split)
+    return _first(shards, recipe.preference.videos or len(shards))
+
+
+def _first(shards: ShardSet, clips: int) -> ShardSet:
+    """The first shards that hold `clips` clips; all where there are fewer."""
+    ends = shards.counts.cumsum()
+    return shards.select(range(min(len(ends), int(ends.searchsorted(clips)) + 1)))
+
+
+def _wanted(recipe: Recipe) -> ShardSet:
+    """The clip shards whose features are stored: all, or those that preference rounds train on and measure their held-out loss on."""
+    shards = ShardSet.open(recipe.data)
+    if recipe.conditioning.precompute:
+        return shards
+    heldout = _first(ShardSet.open(recipe.data, split=recipe.heldout_split), recipe.preference.train.validation_clips)
+    parts = (training_videos(recipe), heldout)
+    return shards.select(sorted({place for part in parts for place in part.shards.places_in(shards.shards).to_pylist()}))
+
+
 def _prepare(recipe: Recipe, folder: Path, world: World) -> None:
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_provenance(folder / "provenance.json", _provenance(recipe))
-        if recipe.conditioning.uses_own:
-            _fit_conditioner(recipe, folder / "conditioner", world.device)
+    _check_judged(recipe, folder)
+    claim(folder, partial(_provenance, recipe), world, "delete that folder, or give the run another name")
+    if world.is_main and recipe.conditioning.uses_own:
+        _fit_conditioner(recipe, folder / "conditioner", world.device)
     world.barrier()
+
+
+def _check_judged(recipe: Recipe, folder: Path) -> None:
+    """ProvenanceError where features of a run without rounds lack what the rounds compare."""
+    known = known_provenance(folder)
+    if known and needs_contrastive(recipe) and "contrastive" not in known:
+        raise ProvenanceError(f"{folder} was made when preference.rounds was 0, without the segment embeddings that rounds score by: "
+                              "delete that folder and run again; latents and conditions come out as before, no stage is trained again")
 
 
 def _write_shards(recipe: Recipe, folder: Path, world: World) -> None:
-    """Write `folder`/shards: latents, conditions and segment embeddings of every clip.
-
-    Resumable by shard; shard i is written by rank i mod world size. No process holds more than a batch. Collective.
-    """
-    url, source = folder / "shards", ShardSet.open(recipe.data)
-    mine = range(world.rank, len(source.shards), world.size)
-    wanted = [number for number in mine if not _written(url, source, number)]
-    if wanted:
-        encoder = ClipEncoder.of_run(recipe, folder.parent, world.device, reward=needs_contrastive(recipe))
-        for number in track(wanted, "features", disable=not world.is_main):
-            leave_alone_if_asked(KEPT)
-            _write_shard(encoder, source, number, str(url))
-    # The others are awaited by their files: a collective would give up on them after minutes.
-    while not all(_written(url, source, number) for number in range(len(source.shards))):
-        leave_alone_if_asked(KEPT)
-        time.sleep(_TICK)
-    world.barrier()
-    if world.is_main:
-        build_index(str(url), json.loads((folder / "provenance.json").read_text()), expected=len(source.shards))
-    world.barrier()
+    """Write `folder`/shards: latents, conditions and segment embeddings. No process holds more than a batch. Collective."""
+    source = _wanted(recipe)
+    start = partial(_writer, recipe, source, folder, world.device)
+    make_shards(source, folder / "shards", world, "features", known_provenance(folder), start)
 
 
-def _written(url: Path, source: ShardSet, number: int) -> bool:
-    return (url / f"{source.shards[number].name}.parquet").exists()
-
-
-def _provenance(recipe: Recipe) -> dict:
+def _provenance(recipe: Recipe) -> dict[str, Any]:
     """Everything that the features depend on: data, format, and the weights of all encoders."""
     clip, config = recipe.clip, recipe.conditioning
     settings = {"data": ShardSet.open(recipe.data).hash, "seconds": clip.seconds, "size": clip.size, "mel": recipe.autoencoder.mel}
@@ -93,16 +94,6 @@ def _provenance(recipe: Recipe) -> dict:
     if config.uses_clip:
         settings["clip_model"] = f"{config.clip_model.architecture}, {config.clip_model.picture_size} pixels"
     return settings | {f"{name}_weights": file_hash(path) for name, path in public_weights(recipe).items()}
-
-
-def _check_provenance(path: Path, provenance: dict) -> None:
-    if not path.exists():
-        write_atomically(path, json.dumps(provenance, indent=1))
-    known = json.loads(path.read_text())
-    changed = [name for name in provenance if known.get(name) != provenance[name]]
-    if changed:
-        what = ", ".join(changed)
-        raise FeaturesError(f"{path.parent} was computed with another {what}: delete that folder, or give the run another name")
 
 
 def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None:
@@ -116,16 +107,20 @@ def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None
     save_weights(conditioner, recipe.contrastive.model, folder)
 
 
-def _write_shard(encoder: ClipEncoder, source: ShardSet, number: int, url: str) -> None:
-    info, bad = source.shards[number], []
-    with ShardWriter(url, info.number, split=info.split) as writer:
-        for batch in one_pass(source.select([number]), encoder.decoder(), encoder.recipe.features.batch_size, on_bad=bad.append):
-            features = encoder(batch)
-            for row, key in enumerate(batch["key"]):
-                writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})
-        for clip in bad:
-            writer.skip(clip.key, "failed", clip.reason, message=clip.message)
-    encoder.forget_captions()
+def _writer(recipe: Recipe, source: ShardSet, folder: Path, device: torch.device) -> Callable[[int], None]:
+    encoder = ClipEncoder.of_run(recipe, folder.parent, device, reward=needs_contrastive(recipe))
+
+    def write(place: int) -> None:
+        info, bad = source.shards[place], []
+        with ShardWriter(folder / "shards", info.number, split=info.split) as writer:
+            for batch in one_pass(source.select([place]), encoder.decoder(), recipe.features.batch_size, on_bad=bad.append):
+                features = encoder(batch)
+                for row, key in enumerate(batch["key"]):
+                    writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})
+            record_bad(writer, bad)
+        encoder.forget_captions()
+
+    return write
 
 
 def npy(values: torch.Tensor) -> bytes:

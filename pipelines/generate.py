@@ -103,9 +103,9 @@ class Piece:
 def generate_file(model: SoundModel, video: Path, out: Path, options: GenerateOptions | None = None) -> np.ndarray:
     """Give one video its sound; the waveform. Its pictures are copied packet by packet, not re-encoded."""
     options = options or GenerateOptions()
-    pieces = list(_pieces(model, [(Path(video), Path(out))], options, _raise))
+    pieces, negative = list(_pieces(model, [(Path(video), Path(out))], options, _raise)), model.text([options.negative_prompt])
     for batch in batches(pieces, options.batch_size):
-        _sound(model, batch, options)
+        _sound(model, batch, options, negative)
     return pieces[0].sounding.write(model, options)
 
 
@@ -118,7 +118,7 @@ def generate_files(model: SoundModel, videos: Sequence[Path], out: Path, options
     """
     jobs = targets(videos, out, options.prompt)[share[0]::share[1]]
     out.mkdir(parents=True, exist_ok=True)
-    failed: list[str] = []
+    failed, negative = [], model.text([options.negative_prompt])
     wanted = [job for job in jobs if not _skipped(model, *job, options, say)]
 
     def fail(video: Path, error: Exception) -> None:
@@ -126,7 +126,7 @@ def generate_files(model: SoundModel, videos: Sequence[Path], out: Path, options
         say(f"{video}: {error}")
 
     for batch in batches(_pieces(model, wanted, options, fail), options.batch_size):
-        _sound(model, batch, options)
+        _sound(model, batch, options, negative)
         for sounding in {id(piece.sounding): piece.sounding for piece in batch}.values():
             if len(sounding.pieces) == sounding.windows:
                 try:
@@ -208,12 +208,11 @@ def _spans(length: float, model: SoundModel, options: GenerateOptions) -> list[t
     return [(start / _TICKS, model.window(length)) for start in starts]
 
 
-def _sound(model: SoundModel, batch: list[Piece], options: GenerateOptions) -> None:
-    """Generate a batch of pieces of equal shapes."""
+def _sound(model: SoundModel, batch: list[Piece], options: GenerateOptions, negative: torch.Tensor | None) -> None:
+    """Generate a batch of pieces of equal shapes, away from the tokens (1, Tt, Dt) of what is not to be heard."""
     parts = [piece.conditions.filled() for piece in batch]
     conditions = Conditions(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     noise = torch.cat([model.noise(1, piece.seconds, options.seed + piece.number) for piece in batch])
-    negative = model.text([options.negative_prompt])
     negative = negative if negative is None else negative.expand(len(batch), -1, -1)
     waveforms = model.waveform(model.latents(conditions, noise, negative, options.steps, options.guidance)).cpu().numpy()
     for piece, waveform in zip(batch, waveforms, strict=True):

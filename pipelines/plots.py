@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Curve", "curves_svg", "smooth", "spectrogram_png"]
+__all__ = ["Curve", "Point", "curves_svg", "smooth", "spectrogram_png", "variants_svg"]
 
 # Colours that matplotlib is told, and the CSS that replaces them: one drawing follows the page's light and dark themes.
-_INK, _GRID, _FIRST, _SECOND = "#010101", "#020202", "#030303", "#040404"
-_THEMED = {_INK: "var(--muted)", _GRID: "var(--line)", _FIRST: "var(--accent)", _SECOND: "var(--second)"}
+_INK, _GRID, _FIRST, _SECOND, _THIRD, _FOURTH = (f"#0{digit}0{digit}0{digit}" for digit in range(1, 7))
+_THEMED = {_INK: "var(--muted)", _GRID: "var(--line)", _FIRST: "var(--accent)", _SECOND: "var(--second)", _THIRD: "var(--good)",
+           _FOURTH: "var(--bad)"}  # fmt: skip
+_DASHES = ((4, 1.5), (1, 1.5), (7, 1.5, 1, 1.5), (4, 1.5, 1, 1.5, 1, 1.5))
 _RC = {
     "svg.fonttype": "none", "font.size": 9, "axes.edgecolor": _GRID, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _GRID,
     "ytick.color": _GRID, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "grid.color": _GRID, "axes.spines.top": False,
@@ -34,6 +39,17 @@ class Curve:
     """(step, value) on held-out clips."""
 
 
+@dataclass(frozen=True)
+class Point:
+    """A figure after one round."""
+
+    round: int
+    """0 is where the rounds started."""
+    value: float
+    error: float | None = None
+    """Standard error, drawn as a bar."""
+
+
 def smooth(values: np.ndarray, span: int) -> np.ndarray:
     """Mean of the last `span` finite values up to each point of (N,), NaN where there is none."""
     finite = np.isfinite(values)
@@ -44,19 +60,49 @@ def smooth(values: np.ndarray, span: int) -> np.ndarray:
 
 def curves_svg(curve: Curve, prefix: str, width: float = 4.6, height: float = 2.4) -> str:
     """One chart as an <svg> element for an HTML page; `prefix` keeps its ids apart from those of other charts. Inches."""
-    with matplotlib.rc_context(_RC | {"svg.hashsalt": prefix}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes) -> None:
         for points, colour, label in ((curve.train, _FIRST, "training"), (curve.validation, _SECOND, "validation")):
             if points:
                 _draw(axes, np.array(points, dtype=np.float64), colour, label)
         if _spans_decades(curve):
             axes.set_yscale("log")
-        axes.grid(axis="y", linewidth=0.6)
-        axes.tick_params(length=0)
         axes.set_xlabel("step")
         if curve.train and curve.validation:
             axes.legend(frameon=False, fontsize=8)
+
+    return _chart(draw, prefix, width, height)
+
+
+def variants_svg(variants: Mapping[str, Sequence[Point]], prefix: str, width: float = 4.6, height: float = 2.4) -> str:
+    """One figure over the rounds, a curve per variant: the first is solid, those compared with it are dashed.
+
+    A name that is empty has no place in the legend. As `curves_svg` else.
+    """
+
+    def draw(axes) -> None:
+        # Patterns change after a turn of the colours: each pair is met once before the first comes back.
+        styles = cycle((colour, (0, dashes)) for dashes in _DASHES for colour in (_SECOND, _THIRD, _FOURTH))
+        for number, (name, points) in enumerate(variants.items()):
+            rounds, values, errors = np.array([(p.round, p.value, p.error or 0.0) for p in points], dtype=np.float64).reshape(-1, 3).T
+            colour, style = next(styles) if number else (_FIRST, "-")
+            axes.errorbar(rounds, values, errors, color=colour, linestyle=style, linewidth=1.6, elinewidth=0.8, capsize=2, marker="o",
+                          markersize=3, label=name)
+        axes.set_xticks(sorted({point.round for points in variants.values() for point in points}))
+        axes.set_xlabel("round")
+        if any(variants):
+            axes.legend(frameon=False, fontsize=8, handlelength=4)
+
+    return _chart(draw, prefix, width, height)
+
+
+def _chart(draw: Callable[[Axes], None], prefix: str, width: float, height: float) -> str:
+    with matplotlib.rc_context(_RC | {"svg.hashsalt": prefix}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.grid(axis="y", linewidth=0.6)
+        axes.tick_params(length=0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _for_page(buffer.getvalue(), prefix)

@@ -1,4 +1,4 @@
-"""One report.html per run that opens from disk: figures and bars, examples to watch, curves, preference scores, recipe."""
+"""One report.html per run that opens from disk: figures and bars, examples to watch, curves, preference rounds, recipe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from data_prep.index import ShardSet
 from pipelines.page import Html, page, table, tag
+from pipelines.page_parts import error, note, number, pill, section
 from pipelines.plots import Curve, curves_svg, spectrogram_png
+from pipelines.rounds_page import SWEEP, read_json, rounds_content
 
 __all__ = ["read_curves", "write_report"]
 
@@ -21,29 +22,28 @@ _SIGNS = {">=": "≥", "<=": "≤"}
 _MACHINE = {"learning_rate", "gradient_norm", "seconds_per_step", "samples_per_second", "data_wait", "quarantined", "skipped"}
 _DETAILS = ("time/", "speed/", "memory/", "gradient_norm/")
 """Beginnings of the names that are left to TensorBoard."""
-_SHOWN_CLIPS = 40
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
     """Write `run_dir`/report.html from what the run left there, and return its path; what is missing is named and left out.
 
-    Read are evaluation.json (bars, figures, examples, environment), metrics.jsonl and recipe.yaml at any depth, and the candidate
-    shards of the preference rounds. ValueError, ShardError: one of them cannot be read.
+    Read are evaluation.json (bars, figures, examples, environment), metrics.jsonl and recipe.yaml at any depth, and of the preference
+    rounds the signs, the round that was kept, and the candidate shards. ValueError, ShardError: one of them cannot be read.
     """
     run = Path(run_dir)
     if not run.is_dir():
         raise ValueError(f"no run folder {run}: give the folder that holds the stages' folders")
-    evaluation = _read_json(run / "evaluation.json") or {}
+    evaluation = read_json(run / "evaluation.json") or {}
     name = run.resolve().name
     document = page(
         f"{name} · Foleyscale",
         tag("header", tag("h1", name), *_verdict(evaluation.get("bars", []))),
-        _section("Results", _results(evaluation)),
-        _section("Examples", _examples(run, evaluation.get("examples", []))),
-        _section("Training", _training(run)),
-        _section("Preference scores", _preference(run)),
-        _section("Recipe", _recipes(run)),
-        _section("Environment", _environment(evaluation.get("environment", {}))),
+        section("Results", _results(evaluation)),
+        section("Examples", _examples(run, evaluation.get("examples", []))),
+        section("Training", _training(run)),
+        section("Preference rounds", rounds_content(run)),
+        section("Recipe", _recipes(run)),
+        section("Environment", _environment(evaluation.get("environment", {}))),
     )
     path = run / "report.html"
     partial = path.with_suffix(".partial")
@@ -68,44 +68,32 @@ def read_curves(path: str | os.PathLike) -> list[Curve]:
     return sorted(curves, key=lambda curve: curve.name != "loss")
 
 
-def _section(title: str, content: list[Html]) -> Html:
-    return tag("section", tag("h2", title), *content)
-
-
-def _note(text: str) -> Html:
-    return tag("p", text, class_="note")
-
-
-def _pill(passed: bool, text: str) -> Html:
-    return tag("span", text, class_=f"pill {'good' if passed else 'bad'}")
-
-
 def _verdict(bars: list[dict]) -> list[Html]:
     missed = sum(not bar["passed"] for bar in bars)
     if not bars:
         return []
-    return [_pill(not missed, f"{missed} of {len(bars)} bars missed" if missed else f"all {len(bars)} bars passed")]
+    return [pill(not missed, f"{missed} of {len(bars)} bars missed" if missed else f"all {len(bars)} bars passed")]
 
 
 def _results(evaluation: dict) -> list[Html]:
     bars, figures = evaluation.get("bars", []), evaluation.get("figures", [])
     content = []
     if bars:
-        rows = [[bar["name"], _number(bar["value"]), f"{_SIGNS.get(bar['comparison'], bar['comparison'])} {_number(bar['bound'])}",
-                 _pill(bar["passed"], "passed" if bar["passed"] else "missed"), bar.get("explanation", "")] for bar in bars]
+        rows = [[bar["name"], number(bar["value"]), f"{_SIGNS.get(bar['comparison'], bar['comparison'])} {number(bar['bound'])}",
+                 pill(bar["passed"], "passed" if bar["passed"] else "missed"), bar.get("explanation", "")] for bar in bars]
         content.append(table(["bar", "value", "bound", "", "what it means"], rows, numeric=frozenset({1, 2})))
     if figures:
-        rows = [[figure["name"], _number(figure["value"]), _error(figure.get("standard_error")), figure.get("note") or ""]
+        rows = [[figure["name"], number(figure["value"]), error(figure.get("standard_error")), figure.get("note") or ""]
                 for figure in figures]
         content.append(table(["figure", "value", "s.e.", "note"], rows, numeric=frozenset({1, 2})))
-    return content or [_note("The run has not been evaluated: evaluation.json is missing or empty.")]
+    return content or [note("The run has not been evaluated: evaluation.json is missing or empty.")]
 
 
 def _examples(run: Path, examples: list[dict]) -> list[Html]:
     shown = [tag("article", tag("h3", example.get("title") or example.get("key", "")), _sides(run, example)) for example in examples]
     if not shown:
-        return [_note("No examples were generated.")]
-    hint = _note("A click on a spectrogram jumps there. Both of a pair share one colour scale; low frequencies are at the bottom.")
+        return [note("No examples were generated.")]
+    hint = note("A click on a spectrogram jumps there. Both of a pair share one colour scale; low frequencies are at the bottom.")
     return [hint, tag("div", *shown, class_="examples")]
 
 
@@ -121,7 +109,7 @@ def _side(run: Path, name: str, video: str | None, mel: np.ndarray | None, low: 
     if _inside(run, video):
         content.append(tag("video", src=quote(video), controls=True, preload="metadata", playsinline=True))
     else:
-        content.append(_note(f"no video: {video} is not in the run folder" if video else "no video"))
+        content.append(note(f"no video: {video} is not in the run folder" if video else "no video"))
     if mel is not None:
         data = base64.b64encode(spectrogram_png(mel, low, high)).decode()
         picture = tag("img", src=f"data:image/png;base64,{data}", alt=f"log-mel spectrogram of the {name} audio")
@@ -155,10 +143,10 @@ def _training(run: Path) -> list[Html]:
         framed = {name: tag("figure", tag("h4", name), svg) for name, svg in charts.items()}
         machine = [framed.pop(name) for name in charts if name in _MACHINE]
         folder = path.parent.relative_to(run).as_posix()
-        content += [tag("h3", folder), _note(_effort(curves)), tag("div", *framed.values(), class_="charts")]
+        content += [tag("h3", folder), note(_effort(curves)), tag("div", *framed.values(), class_="charts")]
         if machine:
             content.append(tag("details", tag("summary", "optimiser and throughput"), tag("div", *machine, class_="charts")))
-    return content or [_note("No stage has logged anything: there is no metrics.jsonl below the run folder.")]
+    return content or [note("No stage has logged anything: there is no metrics.jsonl below the run folder.")]
 
 
 def _effort(curves: list[Curve]) -> str:
@@ -168,37 +156,17 @@ def _effort(curves: list[Curve]) -> str:
     return f"{steps:,} steps" + (f", about {float(np.mean(timed)) * steps:,.0f} s" if timed else "")
 
 
-def _preference(run: Path) -> list[Html]:
-    content = []
-    for path in sorted(run.glob("preference/*/candidates/dataset.json"), key=_natural):
-        shards = ShardSet.open(str(path.parent))
-        places = [(shard, row) for shard, count in enumerate(shards.counts) for row in range(int(count))]
-        cells = [_candidates(shards, *place) for place in places[:_SHOWN_CLIPS]]
-        head = ["clip", *(f"candidate {i + 1}" for i in range(max(map(len, cells), default=1) - 1))]
-        summary = f"scores of {len(cells)} of {len(places):,} clips; the marked candidate is the loser of the clip's pair"
-        scores = table(head, cells, numeric=frozenset(range(1, len(head))))
-        content += [tag("h3", path.parent.parent.relative_to(run).as_posix()), tag("details", tag("summary", summary), scores)]
-    return content or [_note("No preference round was run: there are no candidates below preference/.")]
-
-
-def _candidates(shards: ShardSet, shard: int, row: int) -> list[str]:
-    """A clip's key and its candidates' scores."""
-    record = json.loads(shards.read(shard, row, ["round.json"])["round.json"])
-    scores = [_pill(False, f"{score:.4f}") if i == record["loser"] else f"{score:.4f}" for i, score in enumerate(record["scores"])]
-    return [shards.entry(shard, row).key, *scores]
-
-
 def _recipes(run: Path) -> list[Html]:
     """Every distinct recipe once: a stage's copy usually repeats the run's."""
     texts: dict[str, str] = {}
     for path in sorted(_found(run, "recipe.yaml"), key=lambda path: len(path.parts)):
         texts.setdefault(path.read_text(encoding="utf-8"), path.relative_to(run).as_posix())
-    return [tag("details", tag("summary", name), tag("pre", text)) for text, name in texts.items()] or [_note("No recipe.yaml was found.")]
+    return [tag("details", tag("summary", name), tag("pre", text)) for text, name in texts.items()] or [note("No recipe.yaml was found.")]
 
 
 def _environment(environment: dict) -> list[Html]:
     rows = [[name, value] for name, value in _flatten(environment)]
-    return [table([], rows)] if rows else [_note("The environment was not recorded.")]
+    return [table([], rows)] if rows else [note("The environment was not recorded.")]
 
 
 def _flatten(value, name: str = ""):
@@ -208,35 +176,18 @@ def _flatten(value, name: str = ""):
     elif isinstance(value, list):
         yield name, ", ".join(map(str, value))
     else:
-        yield name, _number(value) if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else f"± {value:.2g}"
+        yield name, number(value) if isinstance(value, float) else str(value)
 
 
 def _found(run: Path, name: str) -> list[Path]:
-    return sorted(run.rglob(name), key=_natural)
+    """All below the run but those of a sweep, whose runs have reports of their own."""
+    paths = (path for path in run.rglob(name) if path.relative_to(run).parts[0] != SWEEP)
+    return sorted(paths, key=_natural)
 
 
 def _natural(path: Path) -> list[str | int]:
     """Sorting key that puts round-10 after round-2."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]
-
-
-def _read_json(path: Path) -> dict | None:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): evaluate the run again") from error
 
 
 def _read_lines(path: str | os.PathLike) -> list[dict]:

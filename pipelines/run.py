@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,22 +12,22 @@ from data_prep.index import ShardSet
 from models.checkpoints import read_checkpoint
 from models.codecs.autoencoder import PRESETS as VAE_PRESETS
 from models.pretrained import load_mmaudio_vae, save_weights
-from pipelines.candidates import make_candidates
 from pipelines.config import Recipe
 from pipelines.encoding import needed_stages, needs_contrastive
-from pipelines.engine.checkpoint import EXPORTED, weights_hash
+from pipelines.engine.checkpoint import EXPORTED
 from pipelines.engine.saving import write_atomically
 from pipelines.engine.signals import Stopped, leave_if_asked, stop_on_signals
-from pipelines.engine.trainer import Trainer
 from pipelines.engine.world import World, join_world
 from pipelines.features import extract_features
+from pipelines.folders import StageFolders
+from pipelines.heldout import Shares
 from pipelines.published import adopt_generator
 from pipelines.recipes import RecipeError, dump_recipe, load_recipe, to_tree
+from pipelines.rewards import load_scorer
+from pipelines.rounds import Rounds
 from pipelines.stages.autoencoder import AutoencoderStage
 from pipelines.stages.contrastive import ContrastiveStage
 from pipelines.stages.generative import GenerativeStage
-from pipelines.stages.preference import PreferenceStage
-from pipelines.stages.stage import Stage
 
 STAGES = ("autoencoder", "contrastive", "generative", "preference")
 
@@ -41,13 +38,21 @@ class Chain:
 
     recipe: Recipe
     world: World
-    say: Callable[[str], None] = print
+    say: InitVar[Callable[[str], None]] = print
+    folders: StageFolders = field(init=False)
+
+    def __post_init__(self, say: Callable[[str], None]):
+        self.folders = StageFolders(self.recipe, self.world, say)
 
     def run(self, stages: tuple[str, ...] = STAGES) -> None:
         """Run the named stages in order; a complete one is skipped, an interrupted one goes on from its last checkpoint."""
         if self.recipe.threads:
             torch.set_num_threads(self.recipe.threads)
+        if "preference" in stages and self.recipe.preference.rounds and self.recipe.preference.reward:
+            load_scorer(self.recipe, torch.device("cpu"))  # a wrong one is told now, and not days later when the rounds begin
         self._prepare_folder()
+        if "preference" in stages and (complaint := Shares.of(self.recipe).complaint(self.recipe)):
+            self.tell(complaint)
         for name in stages:
             getattr(self, f"_{name}")()
             leave_if_asked(self.world, f"{name} is complete")
@@ -58,66 +63,31 @@ class Chain:
 
     def _autoencoder(self) -> None:
         if self.recipe.autoencoder.weights:
-            self._once("autoencoder", self._adopt_autoencoder)
+            self.folders.once("autoencoder", self._adopt_autoencoder)
         else:
-            self._fit("autoencoder", lambda: AutoencoderStage(self.recipe))
+            self.folders.fit("autoencoder", lambda: AutoencoderStage(self.recipe))
 
     def _contrastive(self) -> None:
         if needs_contrastive(self.recipe):
-            self._fit("contrastive", lambda: ContrastiveStage(self.recipe))
+            self.folders.fit("contrastive", lambda: ContrastiveStage(self.recipe))
         else:
             self.tell("contrastive: nothing reads it, left out")
 
     def _generative(self) -> None:
-        self._require(*needed_stages(self.recipe, "generative"))
+        self.folders.require(*needed_stages(self.recipe, "generative"))
         extract_features(self.recipe, self.recipe.folder / "features", self.world)
         leave_if_asked(self.world, "the features are complete")
         if self.recipe.generative.fine_tune:
-            self._fit("generative", lambda: GenerativeStage(self.recipe, self._features))
+            self.folders.fit("generative", lambda: GenerativeStage(self.recipe, self._features))
         else:
-            self._once("generative", lambda: adopt_generator(self.recipe, self.world))
+            self.folders.once("generative", lambda: adopt_generator(self.recipe, self.world))
 
     def _preference(self) -> None:
         if not self.recipe.preference.rounds:
             self.tell("preference: no rounds, left out")
             return
-        self._require(*needed_stages(self.recipe, "preference"))
-        start = self.recipe.folder / "generative" / "export"
-        for number in range(1, self.recipe.preference.rounds + 1):
-            start = self._round(number, start)
-
-    def _round(self, number: int, start: Path) -> Path:
-        name = f"preference/round-{number}"
-        folder = self.recipe.folder / name
-        if not self._complete(name):
-            make_candidates(self.recipe, self.recipe.folder, self._features, start, number, folder / "candidates", self.world)
-            leave_if_asked(self.world, f"the candidates of round {number} are complete")
-        self._fit(name, lambda: PreferenceStage(self.recipe, self._features, str(folder / "candidates"), start, number))
-        return folder / "export"
-
-    def _fit(self, name: str, make: Callable[[], Stage]) -> None:
-        def work() -> None:
-            folder = self.recipe.folder / name
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.world.is_main:
-                write_atomically(folder / "recipe.yaml", dump_recipe(self.recipe))
-            Trainer(make(), folder, self.world).fit()
-            gc.collect()  # an engine's hooks form cycles, which would hold its device memory into the next stage
-
-        self._once(name, work)
-
-    def _once(self, name: str, work: Callable[[], None]) -> None:
-        if self._complete(name):
-            check_parents(self.recipe.folder / name)
-            self.tell(f"{name}: complete, skipped")
-            return
-        started = time.perf_counter()
-        work()
-        self.tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
-
-    def _complete(self, name: str) -> bool:
-        """Whether a stage is complete, as the first process sees it: a network file system may show others an older folder."""
-        return self.world.any(self.world.is_main and (self.recipe.folder / name / "export" / EXPORTED).exists())
+        self.folders.require(*needed_stages(self.recipe, "preference"))
+        Rounds(self.folders, self._features).run()
 
     def _adopt_autoencoder(self) -> None:
         config = self.recipe.autoencoder
@@ -130,11 +100,6 @@ class Chain:
             save_weights(load_mmaudio_vae(read_checkpoint(config.weights), preset), config.model, export)
             write_atomically(export / EXPORTED, "{}")
         self.world.barrier()
-
-    def _require(self, *stages: str) -> None:
-        for stage in stages:
-            if not self._complete(stage):
-                raise RecipeError(f"{self.recipe.folder}: stage {stage} is not complete; run `foleyscale train {stage}` first")
 
     def _prepare_folder(self) -> None:
         """Keep the resolved recipe in the run's folder; another recipe under the same name is refused."""
@@ -152,31 +117,25 @@ class Chain:
 
     def tell(self, line: str) -> None:
         """Say it once, from the main process."""
-        if self.world.is_main:
-            self.say(line)
-
-
-def check_parents(folder: Path) -> None:
-    """RecipeError where a complete stage was trained on another export of an earlier one than is there now."""
-    for parent, known in json.loads((folder / "export" / EXPORTED).read_text()).get("parents", {}).items():
-        path = (folder / parent).resolve()
-        if weights_hash(path) != known:
-            raise RecipeError(f"{folder} was trained on another {path}: delete {folder} to train it again")
+        self.folders.tell(line)
 
 
 def changed_keys(before: Recipe, after: Recipe) -> list[str]:
-    """Dotted keys in which two recipes differ, where that changes what is learned; evaluation may change freely."""
-    return [key for key in _differences(to_tree(before), to_tree(after)) if not key.startswith("evaluation") and not key.endswith(FREE)]
+    """Dotted keys in which two recipes differ, where that changes what is learned; what is measured may change freely."""
+    differences = _differences(to_tree(before), to_tree(after))
+    return [key for key in differences if not key.startswith(MEASURING) and not key.endswith(FREE)]
 
 
 FREE = (
     "threads", "stream.workers", "stream.cache_gb", "stream.disk_cache", "stream.disk_cache_gb", "stream.clip_timeout",
     "stream.max_bad_share", "stream.allow_data_change", "checkpoint_every", "keep_checkpoints", "keep_every", "asynchronous_checkpoints",
     "checkpoint_mirror", "log_every", "validate_every", "hang_seconds", "profile", "peak_tflops", "zero.stage",
-    "zero.offload_optimiser", "zero.offload_parameters", "zero.nvme_path", "zero.persistence_threshold", "guards.max_rollbacks",
-    "preference.rounds",
+    "zero.offload_optimiser", "zero.offload_parameters", "zero.nvme_path", "zero.persistence_threshold",
+    "guards.max_rollbacks", "generative.train.accumulation", "preference.rounds", "preference.batch_videos",
 )  # fmt: skip
 """Ends of the keys that change how a run goes, not what it learns."""
+MEASURING = ("evaluation", "preference.watch.")
+"""Beginnings of those that change what is measured."""
 
 
 def _differences(before, after, path: str = "") -> list[str]:

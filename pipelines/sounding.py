@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,13 @@ from models.conditioning import (
     SynchformerConditioner,
 )
 from models.encoders.clip import CLIPConfig
-from models.encoders.sf_cavp import SFCAVP
+from models.encoders.rewards import Reward
 from models.generators.mmdit import MMDiT, MMDiTConfig
 from models.objectives.flow_matching import integrate
 from models.pretrained import MMAUDIO_VARIANTS, load_clip, load_mmaudio, load_mmaudio_vae, load_synchformer, load_weights
 from pipelines.config import Recipe
 from pipelines.config.vocoder import VocoderConfig
-from pipelines.encoding import file_hash, frozen, latent_length, load_conditioner, load_reward, public_weights
+from pipelines.encoding import file_hash, frozen, latent_length, load_conditioner, own_reward, public_weights
 from pipelines.engine.checkpoint import weights_hash
 from pipelines.recipes import load_recipe
 from pipelines.views import ClipReader, MMAudioReader
@@ -100,8 +101,8 @@ class SoundModel:
     """None where conditions are given."""
     read: ClipReader | MMAudioReader | None = None
     """How video files are read for the conditioner."""
-    reward: SFCAVP | None = None
-    """The contrastive encoder that judges sounds, in a run that has one."""
+    reward: Reward | None = None
+    """The encoder that judges sounds: the run's own, where it has one."""
     recipe: Recipe | None = None
     """Of the run."""
     provenance: dict[str, str] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class SoundModel:
 
     @classmethod
     def from_run(cls, run: Path, device: torch.device, stage: str | None = None, sees: bool = True) -> SoundModel:
-        """Load the exports of a run; `stage` is the folder of the generator below it, by default the last one that is complete."""
+        """Load the exports of a run; `stage` is the folder of the generator below it, by default as in `generator_export`."""
         recipe, export = load_recipe(require(run / "recipe.yaml")), generator_export(run, stage)
         generator = frozen(load_weights(MMDiT, MMDiTConfig, export), device)
         model = cls.around(generator, recipe, run, device, sees)
@@ -124,7 +125,7 @@ class SoundModel:
         if sees and recipe.conditioning.uses_own:
             require(run / "features" / "conditioner")
         vae, conditioner = load_weights(MelVAE, MelVAEConfig, export), load_conditioner(recipe, run) if sees else None
-        reward, options, clip = load_reward(conditioner, run) if judges else None, recipe.generative, recipe.clip
+        reward, options, clip = own_reward(conditioner, run) if judges else None, recipe.generative, recipe.clip
         reader = ClipReader(fps=clip.fps, size=clip.size, short_side=recipe.preparation.format.short_side)
         return cls(generator, frozen(vae, device), vocoder(recipe).to(device), recipe.autoencoder.mel, clip.seconds, device,
                    steps=options.sampling_steps, guidance=options.guidance, conditioner=conditioner and frozen(conditioner, device),
@@ -239,9 +240,16 @@ def _hashes(recipe: Recipe, run: Path, sees: bool) -> dict[str, str]:
 
 
 def generator_export(run: Path, stage: str | None = None) -> Path:
-    """Folder of a run's generator: the last preference round that is complete, else the generative stage, else that named."""
+    """Folder of a run's generator: `stage` where one is named, else the preference round that was kept, as preference/best.json says.
+
+    Without that file it is the last round that is complete, else the generative stage.
+    """
     if stage:
         return require(run / stage / "export")
+    best = run / "preference" / "best.json"
+    if best.exists():
+        kept = json.loads(best.read_text())["round"]
+        return require(run / (f"preference/round-{kept}" if kept else "generative") / "export")
     rounds = sorted(run.glob("preference/round-*/export/complete.json"), key=lambda path: int(path.parts[-3].rpartition("-")[2]))
     return rounds[-1].parent if rounds else require(run / "generative" / "export")
 

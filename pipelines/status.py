@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.encoding import needs_contrastive
 from pipelines.engine.checkpoint import EXPORTED, newest
 from pipelines.engine.log import STATUS
 from pipelines.engine.watchdog import PULSE
+from pipelines.recipes import load_recipe
 
 _GONE = 6 * PULSE
 """Seconds without a sign of life after which a process counts as gone; a network file system may show one half a minute late."""
 _UNDER_WAY = ("starting", "running", "validating", "exporting")
+_UNUSED = "not part of this run"
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,9 @@ class StageStatus:
 
     name: str
     state: str
-    """starting, running, validating, exporting, stopped, failed, gone (no sign of life), complete or waiting."""
+    """starting, running, validating, exporting, stopped, failed, gone (no sign of life), complete, waiting or not part of this run."""
     step: int = 0
+    """The last that was logged, or that of the newest checkpoint where this is later: not every step is logged."""
     steps: int = 0
     loss: float | None = None
     samples_per_second: float | None = None
@@ -41,20 +46,24 @@ def run_status(run: Path) -> list[StageStatus]:
     """Every stage of a run in the order of the chain. ValueError where the folder holds no run."""
     if not (run / "recipe.yaml").exists():
         raise ValueError(f"{run}: no recipe.yaml, so no run was started there; give the folder of a run, such as runs/mine")
-    rounds = sorted((run / "preference").glob("round-*"), key=lambda path: int(path.name[6:]))
-    names = ["autoencoder", "contrastive", "generative", *(f"preference/{path.name}" for path in rounds)]
-    return [_stage(run / name, name) for name in names]
+    folders = [path.name for path in (run / "preference").glob("round-*")]
+    rounds = sorted((name for name in folders if re.fullmatch(r"round-\d+", name)), key=lambda name: int(name[6:]))  # not a copy of one
+    names = ["autoencoder", "contrastive", "generative", *(f"preference/{name}" for name in rounds)]
+    unused = () if needs_contrastive(load_recipe(run / "recipe.yaml")) else ("contrastive",)
+    return [_stage(run / name, name, _UNUSED if name in unused else "waiting") for name in names]
 
 
-def _stage(folder: Path, name: str) -> StageStatus:
-    checkpoint = newest(folder / "checkpoints")
-    facts = {"checkpoint": int(checkpoint.name[5:]) if checkpoint else None, "quarantined": _lines(folder / "quarantine.jsonl")}
+def _stage(folder: Path, name: str, absent: str) -> StageStatus:
+    """`absent` is the state of a stage that has left nothing."""
+    found = newest(folder / "checkpoints")
+    checkpoint = int(found.name[5:]) if found else None
+    facts = {"checkpoint": checkpoint, "quarantined": _lines(folder / "quarantine.jsonl")}
     path = folder / STATUS
     if not path.exists():
-        return StageStatus(name, "complete" if (folder / "export" / EXPORTED).exists() else "waiting", **facts)
+        return StageStatus(name, "complete" if (folder / "export" / EXPORTED).exists() else absent, step=checkpoint or 0, **facts)
     known = json.loads(path.read_text())
-    shown = {key: known.get(key) for key in ("step", "steps", "loss", "samples_per_second", "seconds_left", "reason")}
-    return StageStatus(name, _state(folder, known["state"]), **shown, **facts)
+    shown = {key: known.get(key) for key in ("steps", "loss", "samples_per_second", "seconds_left", "reason")}
+    return StageStatus(name, _state(folder, known["state"]), step=max(known["step"], checkpoint or 0), **shown, **facts)
 
 
 def _state(folder: Path, told: str) -> str:

@@ -21,6 +21,7 @@ import torch
 from data_prep.index import ShardError
 from data_prep.order import Place
 from data_prep.streaming.handover import pack, unpack
+from data_prep.streaming.heap import keep_freed_memory
 from data_prep.streaming.reading import CRASHED, TIMEOUT, ClipReader, Name, Note
 
 _AHEAD = 2
@@ -52,6 +53,7 @@ def load(make: Make, steps: int | None, workers: int, local: bool, timeout: floa
     A clip that decodes for more than `timeout` seconds, or over which a worker dies twice, is condemned (reading.ClipReader):
     its step is made again without it. With 0 workers there is no one to watch, and neither is noticed.
     """
+    keep_freed_memory()
     if not workers:
         yield from map(make, itertools.count() if steps is None else range(steps))
         return
@@ -201,6 +203,7 @@ class _Worker:
 def _work(make: Make, connection: Connection, note: Note) -> None:
     """The life of a worker process."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     for number in _TRAINERS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINERS)

@@ -19,6 +19,7 @@ from data_prep.media import ClipError
 from data_prep.order import Place, mix
 
 Batch = dict[str, Any]
+Raw = dict[str, bytes]
 Decode = Callable[..., Sample]
 TIMEOUT, CRASHED = "timeout", "crashed"
 """Reasons of clips that cost a worker process."""
@@ -96,29 +97,36 @@ class ClipReader:
     condemned: dict[Name, tuple[str, str]] = field(default_factory=dict)
     cache: DecodedCache | None = None
     note: Note = field(default_factory=Note)
-    _fetched: dict[Place, dict[str, bytes] | ShardError] = field(default_factory=dict, repr=False)
+    _fetched: dict[Place, tuple[Entry, Raw | ShardError]] = field(default_factory=dict, repr=False)
 
     def fetch(self, places: Iterable[Place]) -> None:
-        """Read the bytes of the remote ones among these clips in one go; `read` takes them from there."""
+        """Read the bytes of these clips in one go, but for those in the cache; `read` takes them from there."""
         self._fetched = {}
-        remote = [place for place in places if not self.sets[place.dataset].is_local and not (self.cache and self.cache.get(place))]
-        for number in {place.dataset for place in remote}:
-            shards, mine = self.sets[number], [place for place in remote if place.dataset == number]
-            entries = _entries(shards, mine)
-            self._fetched |= zip(entries, shards.read_many(list(entries.values()), self._members()), strict=True)
+        wanted = [place for place in places if not (self.cache and self.cache.get(place))]
+        if not wanted:
+            return
+        self.note.begin(wanted[0])  # where storage hangs, one of them tells where
+        try:
+            for number in {place.dataset for place in wanted}:
+                shards = self.sets[number]
+                entries = _entries(shards, [place for place in wanted if place.dataset == number])
+                found = zip(entries.values(), shards.read_many(list(entries.values()), self._members()), strict=True)
+                self._fetched |= zip(entries, found, strict=True)
+        finally:
+            self.note.end()
 
     def read(self, place: Place, position: int) -> Sample | BadClip:
         """The sample, or what is wrong with the clip. Other errors are no fault of one clip and get out."""
         shards, key = self.sets[place.dataset], ""
         self.note.begin(place)
         try:
-            entry = shards.entry(place.shard, place.row)
+            entry, raw = self._fetched.pop(place, None) or (shards.entry(place.shard, place.row), None)
             key = entry.key
             if self.condemned and (verdict := self.condemned.get(Name(shards.url, entry.shard, key))):
                 return BadClip(shards.url, entry.shard, key, verdict[0], position, verdict[1])
-            return {"key": key, "position": position, **self._decode(place, entry, partial(_generator, self.seed, position))}
+            return {"key": key, "position": position, **self._decode(place, entry, raw, partial(_generator, self.seed, position))}
         except (ShardError, ClipError) as error:
-            return BadClip(shards.url, shards.shards[place.shard].name, key, error.reason, position, str(error))
+            return BadClip(shards.url, shards.shards.name(place.shard), key, error.reason, position, str(error))
         finally:
             self.note.end()
 
@@ -131,15 +139,14 @@ class ClipReader:
     def _members(self) -> tuple[str, ...] | None:
         return getattr(self.decode, "members", None)
 
-    def _bytes(self, place: Place, entry: Entry) -> dict[str, bytes]:
-        fetched = self._fetched.pop(place, None)
+    def _bytes(self, place: Place, entry: Entry, fetched: Raw | ShardError | None) -> Raw:
         if isinstance(fetched, ShardError):
             raise fetched
-        return fetched or self.sets[place.dataset].read_entry(entry, self._members())
+        return self.sets[place.dataset].read_entry(entry, self._members()) if fetched is None else fetched
 
-    def _decode(self, place: Place, entry: Entry, random: Random) -> Sample:
+    def _decode(self, place: Place, entry: Entry, fetched: Raw | ShardError | None, random: Random) -> Sample:
         media = self.cache and self.cache.get(place)
-        raw = None if media is not None else self._bytes(place, entry)
+        raw = None if media is not None else self._bytes(place, entry, fetched)
         self.note.decode()
         if media is None and (self.cache is None or self.cache.full):
             return self.decode(raw, entry, random)
@@ -155,8 +162,8 @@ def _generator(seed: int, position: int) -> np.random.Generator:
 
 def _entries(shards: ShardSet, places: Sequence[Place]) -> dict[Place, Entry]:
     """Those that have one; what is wrong with the others, `read` finds again."""
-    # Sidecars that are not at hand come at once, not one after the other.
-    list(_threads().map(partial(_load, shards), {place.shard for place in places}))
+    if not shards.is_local:  # sidecars that are not at hand come at once, not one after the other
+        list(_threads().map(partial(_load, shards), {place.shard for place in places}))
     entries = {}
     for place in places:
         with contextlib.suppress(ShardError):

@@ -10,11 +10,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.collectives import rank_count
+
 
 def bottom_quartile_score(similarities: Tensor) -> Tensor:
     """Mean of the floor(S / 4) smallest of (B, S) segment similarities, (B,): equation 3. Below four segments it is the minimum."""
     lowest = max(1, similarities.shape[-1] // 4)
-    return similarities.topk(lowest, dim=-1, largest=False).values.mean(dim=-1)
+    scores = similarities.topk(lowest, dim=-1, largest=False).values.mean(dim=-1)
+    # To topk NaN is the largest of all: a clip with a broken segment would be scored by its sound ones.
+    return scores.masked_fill(similarities.isnan().any(dim=-1), torch.nan)
 
 
 _SEGMENT_SCORES = {
@@ -25,7 +29,7 @@ _SEGMENT_SCORES = {
 
 
 def segment_score(similarities: Tensor, kind: str = "bottom_quartile") -> Tensor:
-    """Reward (B,) of clips from their segments' similarities (B, S): "bottom_quartile" (equation 3), "mean" or "min"."""
+    """Reward (B,) of clips from their segments' similarities (B, S): "bottom_quartile" (equation 3), "mean" or "min"; NaN where one is."""
     if kind not in _SEGMENT_SCORES:
         raise ValueError(f'segment score "{kind}" is unknown: choose one of {", ".join(_SEGMENT_SCORES)}')
     if similarities.shape[-1] == 0:
@@ -59,11 +63,12 @@ def flow_dpo_loss(policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor
 class RunningScale(nn.Module):
     """N(.) of equation 5, which the paper leaves open: a loss over its running maximum, so in [0, 1] with its gradient's direction.
 
-    The maximum is taken over all ranks, or each would weigh the two terms of equation 5 in its own way. It is saved with the state.
+    It is the loss of all ranks that is scaled: each on its own would weigh the two terms of equation 5 in its own way. One rank's part
+    may then exceed 1, as their mean does not. The maximum is saved with the state.
     """
 
     def __init__(self, decay: float = 0.999):
-        """`decay` per training step lets the maximum forget an early spike, which would silence its term for good; 1 keeps it."""
+        """`decay` per pass lets the maximum forget an early spike, which would silence its term for good; 1 keeps it."""
         super().__init__()
         if not 0 < decay <= 1:
             raise ValueError(f"decay is {decay}: give a value above 0, at most 1")
@@ -72,11 +77,7 @@ class RunningScale(nn.Module):
 
     def forward(self, loss: Tensor) -> Tensor:
         """Scalar `loss` >= 0, scaled to [0, 1]."""
-        peak = loss.detach().float()
-        if dist.is_available() and dist.is_initialized():
-            peak = peak.clone()
-            dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-        maximum = torch.maximum(peak, self.decay * self.maximum.float())
+        maximum = torch.maximum(_over_ranks(loss), self.decay * self.maximum.float())
         # A non-finite loss is skipped by the training loop, but a maximum that kept it would spoil every later step.
         if self.training:
             self.maximum.copy_(torch.where(maximum.isfinite(), maximum, self.maximum.float()))
@@ -87,7 +88,16 @@ class UnitScale(nn.Module):
     """N(.) as a loss over its own detached value: always 1, so both terms of equation 5 keep the same relative gradient."""
 
     def forward(self, loss: Tensor) -> Tensor:
-        return loss / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny)
+        return loss / _over_ranks(loss).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _over_ranks(loss: Tensor) -> Tensor:
+    """Mean over the ranks of a scalar, float32 and detached: the loss of the whole batch, however many processes share it."""
+    mean = loss.detach().float().clone()
+    if rank_count() > 1:
+        dist.all_reduce(mean)
+        mean /= rank_count()
+    return mean
 
 
 _NORMALISATIONS = {"running_max": RunningScale, "detached": UnitScale, "none": nn.Identity}
@@ -101,19 +111,33 @@ def loss_normalisation(kind: str = "running_max") -> nn.Module:
 
 
 class AVPRPOLoss(nn.Module):
-    """`N(L_DPO-FM) + N(L_FM-win)`, equation 5: prefer the winner, and stay anchored to it when both losses would rise."""
+    """`N(L_DPO-FM) + N(L_FM-win)`, equation 5: prefer the winner, and stay anchored to it when both losses would rise.
 
-    def __init__(self, beta: float, normalisation: str = "running_max"):
+    Without the anchor it is equation 4 alone, as it stands: what is not added to anything needs no scale.
+    """
+
+    def __init__(self, beta: float, normalisation: str = "running_max", anchor: bool = True):
         super().__init__()
         if not (beta > 0 and math.isfinite(beta)):
             raise ValueError(f"beta is {beta}: give a positive number, such as 1000 (TangoFlux's 2000 x 0.5)")
-        self.beta = beta
-        self.scale_dpo = loss_normalisation(normalisation)
-        self.scale_win = loss_normalisation(normalisation)
+        self.beta, self.anchor = beta, anchor
+        if anchor:
+            self.scale_dpo = loss_normalisation(normalisation)
+            self.scale_win = loss_normalisation(normalisation)
 
     def forward(self, policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor) -> dict[str, Tensor]:
         """`loss`, and detached scalars for the log; the arguments are those of `flow_dpo_loss`."""
         dpo = flow_dpo_loss(policy_win, policy_lose, reference_win, reference_lose, self.beta)
-        win = policy_win.mean()
-        loss = self.scale_dpo(dpo.loss) + self.scale_win(win)
-        return {"loss": loss, "dpo": dpo.loss.detach(), "flow_win": win.detach(), "margin": dpo.margin, "accuracy": dpo.accuracy}
+        terms = {"dpo": dpo.loss}
+        if self.anchor:
+            terms = {"scaled_dpo": self.scale_dpo(dpo.loss), "scaled_win": self.scale_win(policy_win.mean())}
+        seen = {"dpo": dpo.loss, "margin": dpo.margin, "accuracy": dpo.accuracy, **terms}
+        seen |= _sides(policy_win, policy_lose, reference_win, reference_lose)
+        return {"loss": sum(terms.values())} | {name: value.detach() for name, value in seen.items()}
+
+
+def _sides(policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor) -> dict[str, Tensor]:
+    """Which side moves: a margin made by a rising loss of the loser alone, while the winner's rises too, is the first sign of trouble."""
+    win, lose, win_before, lose_before = (loss.mean() for loss in (policy_win, policy_lose, reference_win, reference_lose))
+    return {"flow_win": win, "flow_lose": lose, "reference_win": win_before, "reference_lose": lose_before,
+            "margin_win": win_before - win, "margin_lose": lose - lose_before}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipelines.config.fields import check
+
 
 @dataclass(kw_only=True)
 class BarsConfig:
@@ -39,5 +41,12 @@ class EvaluationConfig:
     """Retrieval galleries of 64."""
     examples: int = 4
     """Clips shown in the report."""
+    controls: bool = False
+    """Measure what the figures are to be held against as well: an untrained encoder, a linear probe, a ceiling and floors."""
+    probe_clips: int = 512
+    """Training clips that the linear probe is fitted on."""
     bars: BarsConfig = field(default_factory=BarsConfig)
     """What must be reached."""
+
+    def __post_init__(self):
+        check(self.probe_clips >= 8, f"evaluation.probe_clips is {self.probe_clips}: give at least 8, or evaluation.controls=false")

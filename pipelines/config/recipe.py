@@ -71,12 +71,24 @@ class Recipe:
               f"clip.sample_rate is {rate} and contrastive.model.mel takes {heard}: use that rate, or public encoders (conditioning.clip, "
               "conditioning.sync) and preference.rounds=0")
         self.vocoder.check_mel(self.autoencoder.mel)
+        self._check_distortion()
         wanted = self.contrastive.seconds
         check(self.clip.seconds >= wanted - 1e-6,
               f"clip.seconds {self.clip.seconds} is shorter than the {wanted:g} s of {self.contrastive.segments} contrastive.segments")
         for name in ("fps", "sample_rate") if self.prepare else ():
             made, read = getattr(self.prepare.settings.format, name), getattr(self.clip, name)
             check(made == read, f"prepare.settings.format.{name} {made:g} must equal clip.{name}, {read:g}")
+
+    def _check_distortion(self) -> None:
+        if not self.preference.needs_distorted:
+            return
+        distortion, spec = self.preference.distortion, MEL_SPECS[self.autoencoder.mel]
+        share, latent = 4 if "warp" in distortion.kinds else 2, 2 * spec.hop / spec.sample_rate
+        coarse, most = distortion.coarse_seconds, self.clip.seconds / share
+        check(coarse <= most, f"preference.distortion.coarse_seconds is {coarse:g}: give at most {most:g}, 1 / {share} of clip.seconds; "
+              "warp moves a quarter of a clip at most, shift and swap half")
+        check(distortion.subtle_seconds >= latent - 1e-6,
+              f"preference.distortion.subtle_seconds {distortion.subtle_seconds:g} is shorter than a latent, {latent:.4g} s: give more")
 
     @property
     def preparation(self) -> PrepareConfig:

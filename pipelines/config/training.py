@@ -46,8 +46,7 @@ class ZeroConfig:
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
     """Where the sharded parameters live between uses (stage 3)."""
     nvme_path: str = ""
-    """Folder on a fast local disk for what `nvme` offloads."""
-
+    """Folder on a fast local disk for what `nvme` offloads; each stage of a run has a folder of its own below it while it trains."""
     persistence_threshold: int = 100_000
     """Parameters with fewer elements stay whole on every rank (stage 3): gathering them would cost more than it saves."""
 
@@ -116,7 +115,7 @@ class TrainConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     """What happens to steps that would do harm."""
     hang_seconds: float = 1800.0
-    """A step, validation or save that takes longer counts as hung: every stack is written down and the process ends; 0 never."""
+    """A step, validation, save or restart that takes longer counts as hung: every stack is written down and the process ends; 0 never."""
     profile: int = 0
     """Steps that a torch profiler trace in the stage's folder covers, after a few to warm up; 0 writes none."""
     peak_tflops: float = 0.0

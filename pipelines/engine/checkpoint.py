@@ -87,17 +87,21 @@ class Checkpoints:
         self._copies = HostCopies() if options.asynchronous_checkpoints else None
         self._saving: _Saving | None = None
         self._newest: int | None = None
+        self._needed: int | None = None
+        """Step before which, or at it, one checkpoint must stay."""
         self._mirror: Mirror | None = None
         """On rank 0, where the recipe names one."""
         self._distrusted: set[int] = set()
         self._from_main(self._open)
 
-    def save(self, step: int, engine, ema: ShardedEMA, client: Mapping) -> None:
+    def save(self, step: int, engine, ema: ShardedEMA, client: Mapping, needed: int | None = None) -> None:
         """Save the state after `step` steps and `client`, which JSON can hold; in the background where the recipe says so.
 
-        CheckpointError where it cannot be, or where the save before this one failed. Older checkpoints are untouched then.
+        needed: the newest checkpoint of this step or an earlier one stays, whatever the recipe keeps.
+        CheckpointError where it cannot be saved, or where the save before this one failed. Older checkpoints are untouched then.
         """
         self._finish()
+        self._needed = needed
         if step == self._newest:
             return
         tensors, layout = sharded_state(engine, ema.averages)
@@ -216,7 +220,7 @@ class Checkpoints:
                 _remove(path)
 
     def _surplus(self, steps: list[int]) -> list[int]:
-        return surplus(steps, self._options.keep_checkpoints, self._options.keep_every)
+        return surplus(steps, self._options.keep_checkpoints, self._options.keep_every, self._needed)
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -300,10 +304,14 @@ def newest(folder: Path) -> Path | None:
     return max((marker.parent for marker in folder.glob(f"step-*/{MARKER}")), default=None)
 
 
-def surplus(steps: list[int], keep: int, keep_every: int) -> list[int]:
-    """Those of the complete steps that are neither among the newest `keep` (0: all) nor multiples of `keep_every` (0: none)."""
+def surplus(steps: list[int], keep: int, keep_every: int, needed: int | None = None) -> list[int]:
+    """Those of the complete steps that may go.
+
+    The newest `keep` stay (0: all), the multiples of `keep_every` (0: none), and the newest up to `needed`.
+    """
     old = sorted(steps)[:-keep] if keep else []
-    return [step for step in old if not (keep_every and step % keep_every == 0)]
+    kept = max((step for step in steps if needed is not None and step <= needed), default=None)
+    return [step for step in old if step != kept and not (keep_every and step % keep_every == 0)]
 
 
 def weights_hash(export: Path) -> str:

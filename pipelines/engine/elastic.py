@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
+
+from pipelines.engine.disk import group_in_memory, on_disk
 
 
 class Piece(NamedTuple):
@@ -37,6 +40,12 @@ class Shard:
     pieces: tuple[Piece, ...]
     owned: bool
     """Whether this rank is the one that saves and averages them: without sharding each rank holds them all."""
+    swap: Callable[[bool], contextlib.AbstractContextManager] | None = None
+    """Where master and moments lie on a disk, and are empty in memory: what brings them there, and takes them back if they change."""
+
+    def in_memory(self, change: bool = False) -> contextlib.AbstractContextManager:
+        """Inside, master and moments are there; only one shard at a time may be. What changes is lost without `change`."""
+        return self.swap(change) if self.swap else contextlib.nullcontext()
 
 
 class MismatchError(ValueError):
@@ -47,8 +56,6 @@ def shards(engine) -> list[Shard]:
     """The master weights that this rank holds, in an order that never changes."""
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     stage = engine.zero_optimization_stage()
-    if getattr(engine.optimizer, "swap_optimizer", False):
-        raise ValueError("offload_optimiser nvme hides the master weights from checkpoints and averages: set it to cpu")
     if stage == 0:
         return _replicated(engine, names)
     return _stage_3(engine, names) if stage == 3 else _stage_1_2(engine, names)
@@ -79,8 +86,8 @@ def _stage_1_2(engine, names: Mapping[int, str]) -> list[Shard]:
 
 
 def _stage_3(engine, names: Mapping[int, str]) -> list[Shard]:
-    found = []
-    for group, master in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_partitioned_groups_flat, strict=True):
+    found, optimiser = [], engine.optimizer
+    for number, (group, master) in enumerate(zip(optimiser.fp16_groups, optimiser.fp32_partitioned_groups_flat, strict=True)):
         pieces, offset = [], 0
         for parameter in group:
             part = parameter.partition_numel()
@@ -89,12 +96,25 @@ def _stage_3(engine, names: Mapping[int, str]) -> list[Shard]:
             if (size := min(part, parameter.ds_numel - start)) > 0:
                 pieces.append(Piece(names[id(parameter)], start, offset, size))
             offset += part
-        found.append(Shard(master, tuple(pieces), True))
+        swap = partial(group_in_memory, optimiser, number) if on_disk(optimiser, number) else None
+        found.append(Shard(master, tuple(pieces), True, swap))
+    return found
+
+
+def masters(engine) -> list[torch.Tensor]:
+    """The master weights of the shards that this rank owns; copies where they lie on a disk."""
+    found = []
+    for shard in (shard for shard in shards(engine) if shard.owned):
+        with shard.in_memory():
+            found.append(shard.master.detach().clone() if shard.swap else shard.master.detach())
     return found
 
 
 def full_values(engine, values: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every trainable parameter made of what lies beside the owned shards of all ranks, on the CPU; collective."""
+    """Every trainable parameter made of what lies beside the owned shards of all ranks, on the CPU of rank 0; collective.
+
+    No rank holds more than one parameter beside its own share, and the others than rank 0 get nothing.
+    """
     pieces = defaultdict(list)
     for shard, value in zip((shard for shard in shards(engine) if shard.owned), values, strict=True):
         for piece in shard.pieces:
@@ -105,8 +125,9 @@ def full_values(engine, values: Sequence[torch.Tensor]) -> dict[str, torch.Tenso
             full = torch.zeros(_shape(parameter).numel(), device=engine.device)
             for piece, value in pieces[name]:
                 full[piece.start:piece.start + piece.size] = value[piece.offset:piece.offset + piece.size]
-            dist.all_reduce(full)  # each value is zero on all ranks but one
-            found[name] = full.cpu().view(() if hasattr(parameter, "scalar") else _shape(parameter))
+            dist.reduce(full, dst=0)  # each value is zero on all ranks but one
+            if engine.global_rank == 0:
+                found[name] = full.cpu().view(() if hasattr(parameter, "scalar") else _shape(parameter))
     return found
 
 
@@ -168,13 +189,21 @@ def sharded_state(engine, averages: Mapping[str, Sequence[torch.Tensor]]) -> tup
     tensors, layout = {}, []
     for number, shard in enumerate(shard for shard in shards(engine) if shard.owned):
         state = engine.basic_optimizer.state.get(shard.master, {})
-        moments = {kind: value for kind, value in state.items() if torch.is_tensor(value) and value.numel() == shard.master.numel()}
-        # A parameter of one value has moments that look like the step, which is a number.
-        moments.pop("step", None)
-        kinds = {"master": shard.master, **moments, **{kind: average[number] for kind, average in averages.items()}}
-        tensors |= {f"{kind}/{number}": value.detach().reshape(-1) for kind, value in kinds.items()}
-        layout.append({"pieces": shard.pieces, "moments": sorted(moments), "step": float(state["step"]) if "step" in state else None})
+        with shard.in_memory():
+            kinds = {"master": shard.master.detach(), **_moments(state, shard)}
+            if shard.swap:
+                kinds = {kind: value.clone() for kind, value in kinds.items()}
+        step = float(state["step"]) if "step" in state else None
+        layout.append({"pieces": shard.pieces, "moments": sorted(kinds.keys() - {"master"}), "step": step})
+        kinds |= {kind: average[number] for kind, average in averages.items()}
+        tensors |= {f"{kind}/{number}": value.reshape(-1) for kind, value in kinds.items()}
     return tensors, {"shards": json.dumps(layout)}
+
+
+def _moments(state: Mapping[str, object], shard: Shard) -> dict[str, torch.Tensor]:
+    # A parameter of one value has moments that look like the step, which is a number.
+    return {kind: value for kind, value in state.items()
+            if torch.is_tensor(value) and value.numel() == shard.master.numel() and kind != "step"}
 
 
 @dataclass(frozen=True)
@@ -240,9 +269,12 @@ def restore_state(engine, averages: Mapping[str, Sequence[torch.Tensor]], saved:
     for number, shard in enumerate(shard for shard in held if shard.owned):
         for kind, average in averages.items():
             _fill(average[number], kind, shard, saved)
-    for shard in held:
-        _fill(shard.master.data, "master", shard, saved)
-        _restore_moments(engine.basic_optimizer, shard, saved)
+    for number, shard in enumerate(held):
+        with shard.in_memory(change=True):
+            _fill(shard.master.data, "master", shard, saved)
+            _restore_moments(engine.basic_optimizer, shard, saved)
+            if engine.zero_optimization_stage() == 3:
+                engine.optimizer._reassign_or_swap_out_partitioned_parameters(number)
     _spread(engine)
 
 
@@ -252,11 +284,13 @@ def _fill(target: torch.Tensor, kind: str, shard: Shard, saved: SavedState) -> N
 
 def _restore_moments(optimiser: torch.optim.Optimizer, shard: Shard, saved: SavedState) -> None:
     step = saved.step(shard.pieces)
-    if step is None and shard.pieces:
-        optimiser.state.pop(shard.master, None)
+    if step is None and shard.pieces and shard.master not in optimiser.state:
         return
     # In place where they are there: DeepSpeed holds views of them. A shard of nothing but padding still needs its moments.
     state = optimiser.state[shard.master]
+    if step is None:
+        for moment in _moments(state, shard).values():
+            moment.zero_()
     for kind in saved.moments:
         _fill(state.setdefault(kind, torch.zeros_like(shard.master.data)), kind, shard, saved)
     fused = optimiser.param_groups[0].get("fused") or optimiser.param_groups[0].get("capturable")
@@ -271,9 +305,7 @@ def _spread(engine) -> None:
     if stage == 0:
         for parameter, master in _pairs(engine):
             parameter.data.copy_(master.data)
-    elif stage == 3:
-        for group in range(len(optimiser.fp16_groups)):
-            optimiser._reassign_or_swap_out_partitioned_parameters(group)
+    elif stage == 3:  # the shards have been seen to, but not what is whole on every rank
         if optimiser.persistent_parameters:
             optimiser.persistent_parameters[0].partition(optimiser.persistent_parameters)
             optimiser.persistent_parameters[0].all_gather(optimiser.persistent_parameters)

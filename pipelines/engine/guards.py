@@ -57,6 +57,11 @@ class Guard:
         return ""
 
     @property
+    def suspect(self) -> int | None:
+        """First of the steps left out lately, which training may have to go back before; None where there is none."""
+        return self._bad[0] if self._bad else None
+
+    @property
     def exhausted(self) -> bool:
         """Whether so many steps were left out lately that the weights themselves must be in doubt."""
         return len(self._bad) >= self._config.max_skips

@@ -14,6 +14,7 @@ import torch
 from pipelines.config import TrainConfig
 from pipelines.engine.agreement import StepFacts, agree
 from pipelines.engine.checkpoint import EXPORTED, Checkpoints, weights_hash
+from pipelines.engine.disk import clear, folder_of
 from pipelines.engine.draws import Draws
 from pipelines.engine.ema import ShardedEMA
 from pipelines.engine.gradients import GradientNorms, update_held_back
@@ -26,7 +27,7 @@ from pipelines.engine.signals import Stopped, stop_requested
 from pipelines.engine.telemetry import Telemetry, step_profiler
 from pipelines.engine.watchdog import Watchdog
 from pipelines.engine.world import World
-from pipelines.engine.zero import gather_weights, start_engine
+from pipelines.engine.zero import gather_weights, start_engine, stop_engine
 from pipelines.stages.stage import Stage
 
 
@@ -34,22 +35,30 @@ class Trainer:
     """Trains one stage in `folder`, from its newest complete checkpoint to its export."""
 
     def __init__(self, stage: Stage, folder: Path, world: World):
-        self.stage, self.train, self.folder, self.world = stage, stage.train, folder, world
+        self.stage, self.folder, self.world = stage, folder, world
+        self.train = with_own_places(stage.train, stage.name, folder)
         self.watchdog = Watchdog(folder, world, self.train.hang_seconds, pulse=folder / STATUS)
-        torch.manual_seed(stage.seed)
-        module = stage.build()
-        self.plain = PlainCopy(module) if world.is_main else None
-        self.engine = start_engine(module.to(world.device), self.train, world)
-        self.norms = GradientNorms(self.engine)
-        self.ema = ShardedEMA(self.engine, self.train.ema or self.train.ema_decay, folder / "averages")
-        self.checkpoints = Checkpoints(folder / "checkpoints", world, self._with_own_mirror())
-        self.stream = stage.stream(world, folder / "quarantine.jsonl")
-        self.guard = Guard(self.train.guards)
-        self.telemetry = Telemetry(world, self.train)
-        self.step = self._resume()
+        with self.watchdog.watching():
+            self.watchdog.beat(f"{stage.name}, building the model")
+            torch.manual_seed(stage.seed)
+            module = stage.build()
+            self.plain = PlainCopy(module) if world.is_main else None
+            self._clear_disk()
+            self.engine = start_engine(module.to(world.device), self.train, world)
+            self.norms = GradientNorms(self.engine)
+            self.ema = ShardedEMA(self.engine, self.train.ema or self.train.ema_decay, folder / "averages")
+            self.checkpoints = Checkpoints(folder / "checkpoints", world, self.train)
+            self.stream = stage.stream(world, folder / "quarantine.jsonl")
+            self.guard = Guard(self.train.guards)
+            self.telemetry = Telemetry(world, self.train)
+            self.watchdog.beat(f"{stage.name}, taking up a checkpoint")
+            self.step = self._resume()
 
     def fit(self) -> None:
-        """Train to the last step, checkpointing on the way, then export. Stopped where a signal asks for it: all is saved then."""
+        """Train to the last step, checkpointing on the way, then export; what the engine holds is given back.
+
+        Stopped where a signal asks for it: all is saved then.
+        """
         log = RunLog(self.folder, self.stage.name, self.step, self.train.steps, self.world.is_main)
         try:
             with self.watchdog.watching(), self.telemetry.watching(), self._profiler() as profiler:
@@ -66,6 +75,8 @@ class Trainer:
         finally:
             log.close()
         log.state("complete")
+        stop_engine(self.engine)
+        self._clear_disk()
 
     def one_step(self, batches: Iterator[dict], log: RunLog) -> None:
         """One optimiser step on the next batch, and what is due after it."""
@@ -151,7 +162,8 @@ class Trainer:
     def _save(self) -> None:
         self._beat("checkpoint")
         state = self.stream.state_dict(self.world.total({"seen": self.stream.seen, "bad": self.stream.bad}))
-        self.checkpoints.save(self.step, self.engine, self.ema, {"stream": state, "guard": self.guard.state_dict()})
+        client = {"stream": state, "guard": self.guard.state_dict()}
+        self.checkpoints.save(self.step, self.engine, self.ema, client, needed=self.guard.suspect)
 
     def _resume(self) -> int:
         state = self.checkpoints.restore(self.engine, self.ema)
@@ -190,10 +202,9 @@ class Trainer:
             write_atomically(export / EXPORTED, json.dumps({"stage": self.stage.name, "steps": self.step, "parents": parents}, indent=1))
         self.world.barrier()
 
-    def _with_own_mirror(self) -> TrainConfig:
-        """A folder of the mirror for each stage and round: they would take up each other's checkpoints."""
-        mirror = self.train.checkpoint_mirror
-        return replace(self.train, checkpoint_mirror=f"{mirror.rstrip('/')}/{self.stage.name}") if mirror else self.train
+    def _clear_disk(self) -> None:
+        if self.train.zero.nvme_path:
+            clear(Path(self.train.zero.nvme_path), self.world)
 
     def _beat(self, phase: str) -> None:
         self.watchdog.beat(f"{self.stage.name}, step {self.step + 1}, {phase}")
@@ -208,6 +219,13 @@ class Trainer:
         if self.train.profile and self.world.is_main:
             return step_profiler(self.train.profile, self.folder / "profile")
         return contextlib.nullcontext()
+
+
+def with_own_places(train: TrainConfig, name: str, folder: Path) -> TrainConfig:
+    """A folder of the mirror and one of the disk for each stage and round: they would take up each other's checkpoints and state."""
+    mirror, disk = train.checkpoint_mirror, train.zero.nvme_path
+    zero = replace(train.zero, nvme_path=str(folder_of(disk, folder))) if disk else train.zero
+    return replace(train, checkpoint_mirror=f"{mirror.rstrip('/')}/{name}" if mirror else "", zero=zero)
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:

@@ -11,9 +11,6 @@ from torch import nn
 
 from pipelines.engine.elastic import Piece, Shard, shards
 
-Held = Sequence[tuple[Piece, torch.Tensor]]
-"""Pieces of master weights on this rank, with their values."""
-
 
 @torch.no_grad()
 def normalise_rows(engine, names: Collection[str]) -> None:
@@ -27,28 +24,36 @@ def normalise_rows(engine, names: Collection[str]) -> None:
     squares = torch.zeros(sum(shape[0] for shape in shapes.values()), device=engine.device)
     of_row = {name: squares[ends[name] - shape[0]:ends[name]] for name, shape in shapes.items()}
 
-    held = [(piece, part) for shard in shards(engine) for piece, part in _parts(shard, names)]
-    blocks = [(piece.name, row, block) for piece, part in held for row, block in _blocks(piece, part, shapes[piece.name][1:].numel())]
-    for name, row, block in blocks:
-        of_row[name][row:row + len(block)] += block.square().sum(dim=1).to(squares.device)
+    held = shards(engine)
+    for shard in held:
+        with shard.in_memory():
+            for name, row, block in _blocks(shard, shapes):
+                of_row[name][row:row + len(block)] += block.square().sum(dim=1).to(squares.device)
     if engine.zero_optimization_stage() > 0 and engine.world_size > 1:
         dist.all_reduce(squares)
     squares.sqrt_().clamp_min_(torch.finfo(squares.dtype).tiny)
-    for name, row, block in blocks:
-        block.div_(of_row[name][row:row + len(block), None].to(block.device))
-    _refresh_model(parameters, of_row, held)
+    _refresh_whole(parameters, of_row, held)
+    for number, shard in enumerate(held):
+        with shard.in_memory(change=True):
+            for name, row, block in _blocks(shard, shapes):
+                block.div_(of_row[name][row:row + len(block), None].to(block.device))
+            if engine.zero_optimization_stage() == 3:  # what it gathers parameters from
+                engine.optimizer._reassign_or_swap_out_partitioned_parameters(number)
 
 
-def _refresh_model(parameters: Mapping[str, nn.Parameter], norms: Mapping[str, torch.Tensor], held: Held) -> None:
-    """Bring the weights that the next forward pass uses after their master weights."""
-    masters = {part.data_ptr() for _, part in held}
+def _refresh_whole(parameters: Mapping[str, nn.Parameter], norms: Mapping[str, torch.Tensor], held: Sequence[Shard]) -> None:
+    """Scale the weights of the next forward pass that are whole on this rank and are no master weights themselves."""
+    masters = {part.data_ptr() for shard in held for _, part in _parts(shard, parameters.keys()) if not shard.swap}
     for name, parameter in parameters.items():
         if parameter.numel() and parameter.data_ptr() not in masters:
             parameter.data.div_(norms[name].view(-1, *[1] * (parameter.dim() - 1)))
-    for piece, part in held:
-        # What stage 3 gathers a parameter from.
-        if (shard := getattr(parameters[piece.name], "ds_tensor", None)) is not None:
-            shard.data.view(-1)[:piece.size].copy_(part)
+
+
+def _blocks(shard: Shard, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """The parts of a shard that belong to these parameters as (name, number of the first row, rows or a part of one)."""
+    for piece, part in _parts(shard, shapes.keys()):
+        for row, block in _rows(piece, part, shapes[piece.name][1:].numel()):
+            yield piece.name, row, block
 
 
 def _parts(shard: Shard, names: Collection[str]) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -58,7 +63,7 @@ def _parts(shard: Shard, names: Collection[str]) -> Iterator[tuple[Piece, torch.
             yield piece, flat[piece.offset:piece.offset + piece.size]
 
 
-def _blocks(piece: Piece, part: torch.Tensor, width: int) -> Iterator[tuple[int, torch.Tensor]]:
+def _rows(piece: Piece, part: torch.Tensor, width: int) -> Iterator[tuple[int, torch.Tensor]]:
     """A piece of a flattened matrix as (number of the first row, rows): the end of a row, whole rows, the beginning of one."""
     head = min(-piece.start % width, piece.size)
     whole = (piece.size - head) // width * width

@@ -40,12 +40,10 @@ class Watchdog:
         self._folder, self._world, self._limit = folder, world, limit
         self._pulse, self._pulsed = pulse if world.is_main else None, 0.0
         self._phase, self._deadline = "start", self._next_deadline()
-        self._over = threading.Event()
         self._told: set[Path] = set()
         _errors(folder).mkdir(parents=True, exist_ok=True)
         (_errors(folder) / f"rank-{world.rank}.txt").unlink(missing_ok=True)
         self._known = _noted(folder)
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, phase: str) -> None:
         """A phase begins, such as `step 12, backward`: the clock starts again."""
@@ -53,8 +51,10 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watchdog]:
-        """Watch what happens inside, and note an exception in the run folder for all ranks to see."""
-        self._thread.start()
+        """Watch what happens inside, and note an exception in the run folder for all ranks to see. Not within itself."""
+        over = threading.Event()
+        self._deadline = self._next_deadline()
+        threading.Thread(target=self._watch, args=(over,), name="watchdog", daemon=True).start()
         try:
             yield self
         except Exception as error:
@@ -62,20 +62,21 @@ class Watchdog:
             self._tell_others(wait=_LOOK * 4)
             raise
         finally:
-            self._over.set()
+            over.set()
 
     def _next_deadline(self) -> float:
         return time.monotonic() + self._limit if self._limit else float("inf")
 
-    def _watch(self) -> None:
-        while not self._over.wait(_LOOK):
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK):
             self._show_life()
             if time.monotonic() > self._deadline:
                 self._hang()
             if self._others():
                 self._tell_others(wait=0)
                 # A collective with the dead rank may never return, nor its error reach this rank.
-                if not self._over.wait(_PATIENCE):
+                if not over.wait(_PATIENCE):
+                    self._keep_stacks(f"{self._where}, has not ended after another rank failed")  # it may be the one that hangs
                     self._leave(1)
 
     def _show_life(self) -> None:
@@ -85,23 +86,35 @@ class Watchdog:
                 os.utime(self._pulse)
 
     def _hang(self) -> None:
-        path = self._folder / f"hang-rank-{self._world.rank}.txt"
-        line = f"rank {self._world.rank} of {self._world.size}: {self._phase} has taken more than {self._limit:g} s"
-        with open(path, "w") as file:
-            file.write(f"{line}\n\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
-        self._write(f"{line}; every stack is in {path}\n")
-        print(f"foleyscale: {line}; every stack is in {path}", file=sys.stderr, flush=True)
+        line = f"{self._where} has taken more than {self._limit:g} s"
+        line += f"; every stack is in {self._keep_stacks(line)}"
+        self._write(f"{line}\n")
+        print(f"foleyscale: {line}", file=sys.stderr, flush=True)
         self._leave(HUNG)
+
+    @property
+    def _where(self) -> str:
+        return f"rank {self._world.rank} of {self._world.size}: {self._phase}"
+
+    def _keep_stacks(self, line: str) -> str:
+        """Where they are: in a file, or above where the disk is full."""
+        path = self._folder / f"hang-rank-{self._world.rank}.txt"
+        try:
+            with open(path, "w") as file:
+                file.write(f"{line}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            return str(path)
+        except OSError as error:
+            faulthandler.dump_traceback(all_threads=True)
+            return f"the lines above ({error})"
 
     def _leave(self, code: int) -> None:
         sys.stderr.flush()
         os._exit(code)  # the main thread cannot: it hangs
 
     def _note(self, error: Exception) -> None:
-        where = f"rank {self._world.rank} of {self._world.size}: {self._phase}"
-        self._write(f"{where}: {type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}")
+        self._write(f"{self._where}: {type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}")
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the error itself matters more than where it is kept

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from pipelines.config import TrainConfig, ZeroConfig
+from pipelines.engine.disk import AIO, optimiser_settings, parameter_settings, require_asynchronous_io
+from pipelines.engine.elastic import full_values, masters, module_state
 from pipelines.engine.world import World
 
 NEVER = 2**31
 
 
-def deepspeed_config(train: TrainConfig, world: World) -> dict:
+def deepspeed_config(train: TrainConfig, world: World, module: nn.Module) -> dict:
     """The engine's settings. Nothing is left to a default: DeepSpeed's own gradient_clipping, for one, is 1.0."""
     per_pass = world.size * train.accumulation
     if train.batch_size % per_pass:
@@ -25,7 +31,8 @@ def deepspeed_config(train: TrainConfig, world: World) -> dict:
         "gradient_predivide_factor": 1.0,
         "communication_data_type": train.precision,
         "data_types": {"grad_accum_dtype": train.precision},
-        "zero_optimization": _zero(train.zero, on_gpu=world.device.type == "cuda"),
+        "zero_optimization": _zero(train.zero, world, module),
+        "aio": AIO,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
@@ -38,8 +45,11 @@ def deepspeed_config(train: TrainConfig, world: World) -> dict:
     }
 
 
-def _zero(zero: ZeroConfig, on_gpu: bool) -> dict:
-    settings = {
+def _zero(zero: ZeroConfig, world: World, module: nn.Module) -> dict:
+    on_gpu = world.device.type == "cuda"
+    # From a disk parameters come when they are needed and go at once: each that stays holds one of few buffers.
+    ahead = 0 if zero.offload_parameters == "nvme" else 1
+    return {
         "stage": zero.stage,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
@@ -57,27 +67,28 @@ def _zero(zero: ZeroConfig, on_gpu: bool) -> dict:
         # Parameters of stage 3 that are never partitioned, and how far ahead and how long whole ones are kept: elements.
         "stage3_param_persistence_threshold": zero.persistence_threshold,
         "stage3_model_persistence_threshold": 2**62,
-        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_prefetch_bucket_size": ahead * 50_000_000,
         "stage3_max_live_parameters": 1_000_000_000,
-        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_max_reuse_distance": ahead * 1_000_000_000,
         "stage3_gather_16bit_weights_on_model_save": False,
-        "sub_group_size": 1_000_000_000,
+        # Elements that are updated together. A parameter of its own each where they lie on a disk: DeepSpeed 0.19.8 reads gradients that
+        # do not begin at a whole block of it to the wrong places, and the weights go astray in silence.
+        "sub_group_size": 1 if zero.offload_optimiser == "nvme" else 1_000_000_000,
+        **_offload(zero, world, module),
     }
+
+
+def _offload(zero: ZeroConfig, world: World, module: nn.Module) -> dict:
+    settings = {}
+    if "nvme" in (zero.offload_optimiser, zero.offload_parameters):
+        require_asynchronous_io()
     for what, place in (("optimizer", zero.offload_optimiser), ("param", zero.offload_parameters)):
-        if place == "nvme":
-            _needs_asynchronous_io()
         if place != "none":
-            path = {"nvme_path": zero.nvme_path} if place == "nvme" else {}
-            settings[f"offload_{what}"] = {"device": place, "pin_memory": on_gpu, **path}
+            settings[f"offload_{what}"] = {"device": place, "pin_memory": world.device.type == "cuda"}
+        if place == "nvme":
+            disk = optimiser_settings(zero.nvme_path) if what == "optimizer" else parameter_settings(zero.nvme_path, module, world.size)
+            settings[f"offload_{what}"] |= disk
     return settings
-
-
-def _needs_asynchronous_io() -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ValueError("offload to nvme: DeepSpeed's async_io operator cannot be built here; install libaio-dev and a C++ compiler, "
-                         "or set zero.offload_optimiser and zero.offload_parameters to cpu")
 
 
 def start_engine(module: nn.Module, train: TrainConfig, world: World):
@@ -92,9 +103,21 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     # torch's own fused AdamW: DeepSpeed's would be compiled on first use.
     optimiser = torch.optim.AdamW(trainable, lr=options.lr, betas=tuple(options.betas), eps=options.eps,
                                   weight_decay=options.weight_decay, fused=True)
-    config = deepspeed_config(train, world)
+    config = deepspeed_config(train, world, module)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=config, dist_init_required=False)
     return engine
+
+
+def stop_engine(engine) -> None:
+    """Let an engine's memory go once nobody refers to it: DeepSpeed's hooks and what it keeps for the process would hold it for good."""
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    engine.destroy()
+    # Stage 3 keeps a list of modules, and on a class what is released after which; with the modules, all that they belong to.
+    parameter_offload.FWD_MODULE_STACK.clear()
+    released = partitioned_param_coordinator.PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(released).nonlocals["func"].cache_clear()
+    gc.collect()
 
 
 def _keep_frozen(module: nn.Module) -> None:
@@ -112,32 +135,13 @@ def _scalars_as_vectors(module: nn.Module) -> None:
             parameter.scalar = True
 
 
-def gather_weights(engine) -> dict[str, torch.Tensor]:
-    """The full fp32 state dict on the CPU; collective: every rank must call it."""
-    wanted = engine.module.state_dict().keys()
-    weights = {name: _full(engine, parameter) for name, parameter in engine.module.named_parameters()}
-    weights |= {name: weights[name].reshape(()) for name, p in engine.module.named_parameters() if hasattr(p, "scalar")}
-    weights |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
-    return {name: weights[name] for name in wanted}
+def gather_weights(engine, values: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """The full fp32 state dict, on the CPU of rank 0 and an empty one elsewhere; collective.
 
-
-def _full(engine, parameter: nn.Parameter) -> torch.Tensor:
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    if hasattr(parameter, "whole"):
-        return parameter.whole.clone()
-    stage = engine.zero_optimization_stage()
-    if parameter.requires_grad and stage > 0:
-        return safe_get_full_fp32_param(parameter).detach().float().cpu().clone()
-    with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
-        return _unsharded_master(engine, parameter).detach().float().cpu().clone()
-
-
-def _unsharded_master(engine, parameter: nn.Parameter) -> torch.Tensor:
-    """The fp32 weights behind a bf16 parameter of stage 0; else the parameter itself."""
-    for low, full in zip(getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=False):
-        for own, master in zip(low, full, strict=True):
-            if own is parameter:
-                return master
-    return parameter
+    values: what lies beside the shards that each rank owns and is wanted in place of their master weights, such as an average of them.
+    """
+    trained = full_values(engine, masters(engine) if values is None else values)
+    kept = {name: value.to("cpu", copy=True) for name, value in module_state(engine).items()}
+    scalars = {name for name, parameter in engine.module.named_parameters() if hasattr(parameter, "scalar")}
+    weights = {name: value.reshape(()) if name in scalars else value for name, value in (trained | kept).items()}
+    return {name: weights[name] for name in engine.module.state_dict() if name in weights}

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,20 @@ import torch
 from data_prep.index import ShardSet
 from data_prep.stream import one_pass
 from models.generators.mmdit import PRESETS
-from pipelines.encoding import ClipEncoder, captions, generator_sizes, latent_length, needed_stages, needs_contrastive
+from pipelines.encoding import (
+    ClipEncoder,
+    _hash,
+    captions,
+    file_hash,
+    generator_sizes,
+    latent_length,
+    needed_stages,
+    needs_contrastive,
+)
 from pipelines.engine.draws import Draws
 from pipelines.engine.world import World
-from pipelines.features import FeaturesError, extract_features
+from pipelines.features import extract_features, require_shards
+from pipelines.provenance import ProvenanceError
 from pipelines.recipes import RecipeError, load_recipe
 from pipelines.sounding import SoundModel
 from pipelines.stages.generative import GenerativeStage
@@ -66,9 +77,24 @@ def test_provenance_names_every_encoder(mixed):
     assert {"data", "autoencoder", "contrastive", "clip_weights", "clip_model", "conditioning.text"} <= known.keys()
     assert len(known["clip_weights"]) == 64
     path.write_text(json.dumps(known | {"clip_weights": "0" * 64}))
-    with pytest.raises(FeaturesError, match="was computed with another clip_weights: delete that folder"):
+    with pytest.raises(ProvenanceError, match="was made with another clip_weights: delete that folder"):
         extract_features(mixed, mixed.folder / "features", ALONE)
     path.write_text(json.dumps(known))
+
+
+def test_public_weights_are_hashed_once(mixed):
+    """Gigabytes, before every round; a file that was replaced is read again."""
+    features, path = mixed.folder / "features", Path(mixed.conditioning.clip_weights)
+    require_shards(mixed, features, ALONE)
+    before = _hash.cache_info()
+    require_shards(mixed, features, ALONE)
+    after = _hash.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (0, 1)
+    known, contents = file_hash(path), path.read_bytes()
+    path.write_bytes(contents + b"!")
+    assert file_hash(path) != known
+    path.write_bytes(contents)
+    assert file_hash(path) == known
 
 
 def test_the_generator_is_sized_by_the_encoders(mixed):

@@ -16,7 +16,8 @@ import torch
 
 from data_prep.index import ShardSet
 from pipelines.engine.world import World
-from pipelines.features import FeaturesError, extract_features
+from pipelines.features import extract_features, require_shards, training_videos
+from pipelines.provenance import ProvenanceError
 from pipelines.recipes import load_recipe
 from tests.fixtures.tiny_chain import REPOSITORY, overrides
 
@@ -42,8 +43,40 @@ def test_features_of_other_weights_are_refused(tiny, tmp_path):
     path = run / "features" / "provenance.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"autoencoder": "0" * 64}))
     recipe = load_recipe("demo", overrides(tmp_path, tiny.shards))
-    with pytest.raises(FeaturesError, match="was computed with another autoencoder: delete that folder"):
+    with pytest.raises(ProvenanceError, match="was made with another autoencoder: delete that folder, or give the run another name"):
         extract_features(recipe, run / "features", ALONE)
+
+
+def test_rounds_on_features_that_were_made_without_them_say_what_to_do(tiny, tmp_path):
+    """With public conditioners and no rounds, nothing asks for the contrastive stage, so its embeddings are not there."""
+    run = shutil.copytree(tiny.run, tmp_path / "run", ignore=shutil.ignore_patterns("preference", "checkpoints"))
+    path = run / "features" / "provenance.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "contrastive"}))
+    with pytest.raises(ProvenanceError) as error:
+        extract_features(load_recipe("demo", overrides(tmp_path, tiny.shards)), run / "features", ALONE)
+    assert str(error.value) == (
+        f"{run}/features was made when preference.rounds was 0, without the segment embeddings that rounds score by: delete that folder "
+        "and run again; latents and conditions come out as before, no stage is trained again")
+
+
+def test_rounds_train_on_the_first_videos(tiny):
+    for videos, counts in {0: [8, 7, 8], 1: [8], 8: [8], 9: [8, 7], 16: [8, 7, 8], 99: [8, 7, 8]}.items():
+        recipe = load_recipe("demo", [*overrides(tiny.folder, tiny.shards), f"preference.videos={videos}"])
+        assert training_videos(recipe).counts.tolist() == counts, videos
+
+
+def test_rounds_store_no_more_than_they_read(tiny, tmp_path):
+    """Where training makes its own features: one of three training shards, and the held-out one."""
+    shutil.copytree(tiny.run, tmp_path / "run", ignore=shutil.ignore_patterns("features", "generative", "preference", "checkpoints"))
+    changes = ("conditioning.precompute=false", "preference.videos=8", "preference.train.validation_clips=1")
+    recipe = load_recipe("demo", [*overrides(tmp_path, tiny.shards), *changes])
+    require_shards(recipe, recipe.folder / "features", ALONE)
+    clips, features = ShardSet.open(tiny.shards), ShardSet.open(recipe.folder / "features" / "shards")
+    splits = {split: ShardSet.open(tiny.shards, split=split).shards.column("name").to_pylist() for split in ("train", recipe.heldout_split)}
+    assert features.shards.column("name").to_pylist() == sorted([splits["train"][0], splits[recipe.heldout_split][0]])
+    assert len(features.shards) == 2 < len(clips.shards)
+    names = ShardSet.open(features.url, split="train").shards.column("name").to_pylist()
+    assert names == training_videos(recipe).shards.column("name").to_pylist()
 
 
 def test_a_damaged_clip_fails_alone(tiny, tmp_path):

@@ -18,7 +18,7 @@ from data_prep.rendering.config import RenderConfig
 from pipelines.encoding import latent_length
 from pipelines.generate import GenerateOptions, GenerationError, _pieces, _sound, _windows, batches, generate_file, generate_files
 from pipelines.sounding import PublicFiles
-from tests.fixtures.made_encoders import small_mmaudio
+from tests.fixtures.made_encoders import SmallCLIP, small_mmaudio
 from tests.fixtures.tiny_chain import REPOSITORY
 
 
@@ -113,13 +113,21 @@ def test_a_batch_gives_what_single_videos_give(model, videos):
     jobs = [(path, Path(f"{number}.mp4")) for number, path in enumerate(videos)]
     together, alone = (list(_pieces(model, jobs, options, None)) for _ in range(2))
     (batch,) = batches(together, 3)
-    _sound(model, batch, options)
+    unsaid = model.text([""])
+    _sound(model, batch, options, unsaid)
     for piece in alone:
-        _sound(model, [piece], options)
+        _sound(model, [piece], options, unsaid)
     for one, other in zip(together, alone, strict=True):
         (start, sound), (_, expected) = one.sounding.pieces[0], other.sounding.pieces[0]
         assert start == 0 and np.abs(sound - expected).max() < 1e-4 * np.abs(expected).max()
         assert not np.allclose(sound, together[0].sounding.pieces[0][1]) or one is together[0]
+
+
+def test_what_is_not_to_be_heard_is_read_once(model, videos, tmp_path):
+    clip = next(module for module in model.conditioner.modules() if isinstance(module, SmallCLIP))
+    clip.read.clear()
+    generate_files(model, videos, tmp_path, GenerateOptions(negative_prompt="music", batch_size=1, steps=1), say=lambda line: None)
+    assert sorted(clip.read) == ["", "music"], "four windows in as many batches"
 
 
 def test_windows_of_several_videos_share_batches(model, videos, tmp_path, monkeypatch):

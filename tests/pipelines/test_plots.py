@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 from PIL import Image
 
-from pipelines.plots import Curve, curves_svg, smooth, spectrogram_png
+from pipelines.plots import Curve, Point, curves_svg, smooth, spectrogram_png, variants_svg
 
 
 def test_smooth():
@@ -41,3 +41,30 @@ def test_spectrogram_has_low_bands_at_the_bottom_and_clips_to_its_scale():
     picture = np.asarray(Image.open(io.BytesIO(spectrogram_png(mel, low=-5.0, high=0.0))).convert("L"), dtype=int)
     assert picture.shape == (4, 6)
     assert (picture[-1] > 200).all() and (picture[:-1] < 20).all()
+
+
+def test_variants_are_told_apart_by_line_and_colour():
+    rising = [Point(n, 0.1 * n, 0.01) for n in range(3)]
+    svg = variants_svg({"base": rising, "dpo": rising[:2], "full": [Point(0, 0.1)]}, "v")
+    root = ElementTree.fromstring(re.sub("xlink:", "", svg))
+    assert {"base", "dpo", "full", "round"} <= {text.text for text in root.iter("text")}
+    curves = [path.get("style") for path in root.iter("path") if "stroke-width: 1.6" in path.get("style", "")]
+    coloured = [next(name for name in ("accent", "second", "good") if f"var(--{name})" in style) for style in curves]
+    assert coloured[:3] == ["accent", "second", "good"]
+    assert ["stroke-dasharray" in style for style in curves[:3]] == [False, True, True]
+
+
+def test_colour_and_dashes_together_are_met_once():
+    svg = variants_svg({f"v{number}": [Point(0, 0.1), Point(1, 0.2)] for number in range(13)}, "v")
+    styles = [path.get("style") for path in ElementTree.fromstring(re.sub("xlink:", "", svg)).iter("path")]
+    curves = [style for style in styles if "stroke-width: 1.6" in style]
+    assert len(set(curves)) == 13
+    dashes = [re.search("stroke-dasharray: ([^;]*);", style)[1] for style in curves[1:13]]
+    assert [dashes.count(each) for each in dashes] == [3] * 12
+
+
+def test_a_variant_without_a_name_needs_no_legend_and_rounds_are_whole():
+    points = [Point(0, 1.0, 0.1), Point(1, float("nan"))]
+    words = [re.findall(r"<text[^>]*>([^<]*)</text>", variants_svg({name: points}, "v")) for name in ("", "base, 3 seeds")]
+    assert words[0][:3] == ["0", "1", "round"] and words[1] == [*words[0], "base, 3 seeds"]
+    assert variants_svg({"base": []}, "v").startswith("<svg")

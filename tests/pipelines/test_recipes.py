@@ -50,6 +50,9 @@ def test_merge_leaves_its_arguments():
     ("generative.model=foo", "generative.model: no preset 'foo'; choose from small_16k"),
     ("autoencoder.mel=xx", "autoencoder: mel 'xx' is not known"),
     ("contrastive.segments=9", r"clip.seconds 3.84 is shorter than the 11.52 s of 9 contrastive.segments$"),
+    ("preference={losers: mixed, distortion: {coarse_seconds: 1.2}}", "is 1.2: give at most 0.96, 1 / 4 of clip.seconds; warp"),
+    ("preference={losers: distorted, distortion: {kinds: [swap], coarse_seconds: 2}}", "coarse_seconds is 2: give at most 1.92, 1 / 2 of"),
+    ("preference={losers: distorted, distortion: {subtle_seconds: 0.02}}", "subtle_seconds 0.02 is shorter than a latent, 0.032 s"),
     ("generative.train.accumulation=3", "batch_size .* must divide by accumulation 3$"),
     ("steps", "override 'steps': write it as key=value"),
 ])

@@ -14,6 +14,21 @@ HOSTILE = "</script><script>alert('dog & \"cat\"')</script>"
 VOID = {"meta", "img"}
 
 
+def sign(value, error=None):
+    """One sign in rounds.jsonl."""
+    return {"value": value, "error": error}
+
+
+ROUNDS = [
+    {"round": 0, "clips": 64, "signs": {"reward": sign(0.3, 0.01), "retrieval": sign(0.25)}},
+    {"round": 1, "clips": 64, "signs": {"reward": sign(0.34, 0.011), "retrieval": sign(0.5), "drift": sign(1.5),
+                                        "reward_since_start": sign(0.04, 0.01), "accuracy": sign(0.875)}},
+    {"round": 2, "clips": 64, "signs": {"reward": sign(None), "retrieval": sign(0.75), "drift": sign(7.0), "accuracy": sign(0.9375)}},
+]
+BEST = {"round": 1, "measure": "reward", "value": 0.34, "error": 0.011, "reason": "round 1 of 2 is kept by held-out reward (0.34 ± 0.011)",
+        "warnings": ["in round 2 sounds are not finite"]}
+
+
 class Page(HTMLParser):
     """Elements, attributes and text of a document; refuses tags that do not nest."""
 
@@ -61,8 +76,14 @@ def run(tmp_path_factory):
     (run / "contrastive" / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
     candidates = run / "preference" / "round-2" / "candidates"
     with ShardWriter(str(candidates), 0) as writer:
-        writer.add("clip-a", {"round.json": json.dumps({"seeds": [1, 2], "scores": [0.25, -0.125], "loser": 1}).encode()})
+        record = {"seeds": [1, 2, 3], "scores": [0.25, -0.125, None], "loser": 1, "winner": 0, "truth": 0.375}
+        writer.add("clip-a", {"round.json": json.dumps(record).encode()})
+        writer.add("clip-b", {"round.json": json.dumps(record | {"winner": "truth"}).encode()})
     build_index(str(candidates), {}, expected=1)
+    write_lines(run / "preference" / "rounds.jsonl", ROUNDS)
+    (run / "preference" / "best.json").write_text(json.dumps(BEST))
+    write_lines(run / "sweep" / "base-0" / "preference" / "round-1" / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    (run / "sweep" / "sweep.html").write_text("variants")
     (run / "examples").mkdir()
     (run / "examples" / "own sound #1.mp4").write_bytes(b"video")
     np.save(run / "examples" / "mel.npy", np.random.default_rng(0).standard_normal((80, 60)).astype(np.float16))
@@ -87,20 +108,35 @@ def page(run):
 
 
 def test_every_part_is_there(page, run):
-    headings = ["Results", "Examples", "Training", "Preference scores", "Recipe", "Environment"]
+    headings = ["Results", "Examples", "Training", "Preference rounds", "Recipe", "Environment"]
     assert [text for text in page.text if text in headings] == headings
     for words in ("demo & more", "1 of 2 bars missed", "≥ 0.156", "≤ 0.35", "0.4123", "± 0.012", "192", "clip-a", "-0.125", "281.5", "1, 2",
                   "8 steps, about 4 s"):
         assert words in page.words
-    assert page.tags.count("svg") == 3 * 3
+    assert page.tags.count("svg") == 3 * 3 + 3, "losses and rates of three stages, three signs; those of the sweep are not the run's"
     rounds = [text for text in page.text if text.startswith("preference/")]
     assert rounds == ["preference/round-2", "preference/round-10", "preference/round-2"]
+
+
+def test_the_rounds_say_which_was_kept_and_what_got_worse(page):
+    for words in ("round 1 is kept", BEST["reason"], "got worse", *BEST["warnings"], "1, kept", "0.34 ± 0.011 (+4.0 s.e.)",
+                  "reward_since_start", "0.9375"):
+        assert words in page.words, words
+    assert page.words.count("drift of the latents") == 2, "once in the table, once over its curve"
+    assert not any("kept" in text for text in page.text if text.startswith("2"))
+
+
+def test_losers_and_winners_of_pairs_are_marked(page):
+    start = page.text.index("clip-a")
+    assert page.text[start:start + 10] == ["clip-a", "0.2500", "-0.1250", "–", "0.3750", "clip-b", "0.2500", "-0.1250", "–", "0.3750"]
+    pills = [value for tag, name, value in page.attributes if tag == "span" and name == "class"][-4:]
+    assert pills == ["pill good", "pill bad", "pill bad", "pill good"], "a candidate wins over another, the true sound over a candidate"
 
 
 def test_links_stay_in_the_run_and_exist(page, run):
     links = [value for _, name, value in page.attributes if name in ("src", "href", "xlink:href", "action", "poster", "data")]
     files = [link for link in links if not link.startswith(("data:image/png;base64,", "#"))]
-    assert [unquote(link) for link in files] == ["examples/own sound #1.mp4"]
+    assert [unquote(link) for link in files] == ["examples/own sound #1.mp4", "sweep/sweep.html"]
     assert all((run / unquote(link)).is_file() for link in files)
     assert "link" not in page.tags and "iframe" not in page.tags
     assert not any("url(" in (value or "") and "url(#" not in value for _, _, value in page.attributes)

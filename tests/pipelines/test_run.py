@@ -10,8 +10,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from pipelines.folders import check_parents
 from pipelines.recipes import RecipeError, load_recipe
-from pipelines.run import changed_keys, check_parents
+from pipelines.run import changed_keys
 from tests.fixtures.tiny_chain import STEPS, command, finish, losses, overrides, start
 
 FOLDERS = ("autoencoder", "contrastive", "generative", "preference/round-1")
@@ -55,7 +56,8 @@ def test_published_weights_need_a_published_size(tiny, tmp_path):
 def test_changed_keys_are_those_that_matter(tiny):
     recipe = load_recipe("demo", overrides(tiny.folder, tiny.shards))
     free = ["threads=2", "evaluation.clips=4", "generative.train.log_every=9", "generative.train.zero.stage=3",
-            "generative.train.profile=5", "contrastive.train.asynchronous_checkpoints=true"]
+            "generative.train.profile=5", "contrastive.train.asynchronous_checkpoints=true",
+            "preference.rounds=5", "preference.watch={clips: 16, keep: onset_f1}", "preference.batch_videos=4"]
     other = load_recipe("demo", [*overrides(tiny.folder, tiny.shards), "seed=7", *free])
     assert changed_keys(recipe, other) == ["seed"]
 

@@ -1,6 +1,7 @@
 """A finished run gives videos their sound, and measures itself."""
 
 import json
+import shutil
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ from data_prep.rendering.config import RenderConfig
 from pipelines.evaluate import evaluate, table
 from pipelines.generate import GenerateOptions, generate_file
 from pipelines.report import write_report
-from pipelines.sounding import RunError, SoundModel
+from pipelines.sounding import RunError, SoundModel, generator_export
 
 
 def packets(path, kind):
@@ -57,6 +58,26 @@ def test_evaluation_and_report(tiny):
         for kind in ("truth", "generated"):
             assert probe(str(tiny.run / example[f"{kind}_video"])).duration == pytest.approx(3.84)
     assert "retrieval" in write_report(tiny.run).read_text()
+
+
+def test_the_generator_of_a_run_is_the_round_that_was_kept(tmp_path):
+    for name in ("generative", "preference/round-1", "preference/round-2", "preference/round-10"):
+        (tmp_path / name / "export").mkdir(parents=True)
+        (tmp_path / name / "export" / "complete.json").write_text("{}")
+    best = tmp_path / "preference" / "best.json"
+
+    def found(stage=None):
+        return str(generator_export(tmp_path, stage).parent.relative_to(tmp_path))
+
+    assert found() == "preference/round-10"
+    for kept, expected in ((0, "generative"), (2, "preference/round-2")):
+        best.write_text(json.dumps({"round": kept}))
+        assert (found(), found("preference/round-1"), found("generative")) == (expected, "preference/round-1", "generative")
+    best.write_text(json.dumps({"round": 3}))
+    with pytest.raises(RunError, match="preference/round-3/export is missing: finish the run"):
+        found()
+    shutil.rmtree(tmp_path / "preference")
+    assert found() == "generative"
 
 
 def test_an_unfinished_run_says_what_is_missing(tmp_path):

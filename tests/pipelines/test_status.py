@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -28,7 +29,7 @@ def run(tmp_path):
 def test_each_stage_in_a_line(run):
     assert status_lines(run) == [
         "autoencoder  complete",
-        "contrastive  running, step 120 of 1000, loss 0.52, 31 samples/s, 0:12:03 left, checkpoint 100, 2 clips quarantined",
+        "contrastive  running, step 120 of 1000, loss 0.52, 31 samples/s, 0:12:03 left, checkpoint of step 100, 2 clips quarantined",
         "generative   waiting"]
 
 
@@ -39,13 +40,28 @@ def test_silence_is_told_from_work(run):
     path.write_text(json.dumps(KNOWN | {"state": "stopped", "reason": "asked to stop"}))
     os.utime(path, (0, 0))
     assert run_status(run)[1].state == "stopped", "a run that said why it ended is not missed"
-    assert status_lines(run)[1].endswith("step 120 of 1000, loss 0.52, checkpoint 100, 2 clips quarantined, asked to stop")
+    assert status_lines(run)[1].endswith("step 120 of 1000, loss 0.52, checkpoint of step 100, 2 clips quarantined, asked to stop")
 
 
 def test_rounds_in_their_order(run):
-    for number in (1, 2, 10):
+    for number in (1, 2, 10, "2-old", ""):
         (run / "preference" / f"round-{number}").mkdir(parents=True)
     assert [stage.name for stage in run_status(run)][3:] == ["preference/round-1", "preference/round-2", "preference/round-10"]
+
+
+def test_a_checkpoint_later_than_the_last_line_of_the_log_counts(run):
+    (run / "contrastive" / "checkpoints" / "step-00000125").mkdir()
+    (run / "contrastive" / "checkpoints" / "step-00000125" / "complete.json").write_text("{}")
+    (run / "contrastive" / STATUS).write_text(json.dumps(KNOWN | {"state": "stopped"}))
+    assert "stopped, step 125 of 1000, loss 0.52, checkpoint of step 125" in status_lines(run)[1]
+
+
+def test_a_stage_that_nothing_reads_is_not_waited_for(run):
+    public = "{clip: clip, clip_weights: clip.bin, sync: none}"
+    (run / "recipe.yaml").write_text(f"conditioning: {public}\npreference: {{rounds: 0}}\n")
+    assert run_status(run)[1].state == "running", "what is under way is told all the same"
+    shutil.rmtree(run / "contrastive")
+    assert status_lines(run)[1:] == ["contrastive  not part of this run", "generative   waiting"]
 
 
 def test_another_folder_is_refused(tmp_path):

@@ -74,6 +74,13 @@ def test_scores_are_ordered(values):
         assert quartile == low == min(values)
 
 
+@pytest.mark.parametrize("kind", ["bottom_quartile", "mean", "min"])
+def test_a_segment_that_is_not_a_number_leaves_no_score(kind):
+    similarities = torch.rand(3, 8)
+    similarities[1, 2] = similarities[2] = torch.nan
+    assert segment_score(similarities, kind).isnan().tolist() == [False, True, True]
+
+
 def test_segment_score_refusals():
     with pytest.raises(ValueError, match='"median" is unknown: choose one of bottom_quartile, mean, min'):
         segment_score(torch.zeros(1, 4), "median")
@@ -144,6 +151,41 @@ def test_avp_rpo_adds_both_terms():
     assert AVPRPOLoss(beta=10)(*losses(*rows))["loss"].item() == pytest.approx(2.0)
 
 
+def test_each_side_is_logged():
+    found = AVPRPOLoss(beta=10)(*losses([0.30, 0.50], [0.45, 0.40], [0.32, 0.45], [0.44, 0.41]))
+    wanted = {"flow_win": 0.4, "flow_lose": 0.425, "reference_win": 0.385, "reference_lose": 0.425, "margin_win": -0.015,
+              "margin_lose": 0.0}
+    assert {name: found[name].item() for name in wanted} == pytest.approx(wanted, abs=1e-7)
+    assert found["margin"].item() == pytest.approx((found["margin_win"] + found["margin_lose"]).item(), abs=1e-7)
+    assert (found["scaled_dpo"].item(), found["scaled_win"].item()) == (1.0, 1.0)
+    assert [name for name, value in found.items() if value.requires_grad] == ["loss"]
+
+
+def test_without_anchor_it_is_equation_4():
+    rows = [0.30, 0.50], [0.45, 0.40], [0.32, 0.45], [0.44, 0.41]
+    ours, plain = losses(*rows), losses(*rows)
+    objective = AVPRPOLoss(beta=10, anchor=False)
+    found, expected = objective(*ours), flow_dpo_loss(*plain, beta=10)
+    found["loss"].backward()
+    expected.loss.backward()
+    assert torch.equal(found["loss"], expected.loss) and torch.equal(found["dpo"], expected.loss.detach())
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours[:2], plain[:2], strict=True))
+    assert found["flow_win"].item() == pytest.approx(0.4)
+    assert not any(name.startswith("scaled") for name in found) and not objective.state_dict()
+
+
+@given(st.sampled_from(["running_max", "detached"]), st.floats(1e-4, 1e4), st.floats(1e-4, 1e4))
+def test_neither_term_dominates_whatever_its_size(kind, dpo_size, win_size):
+    """Parameters that scale each loss: what a relative change of one is worth lies between 0 and 1 for both, from the first pass on."""
+    dpo_scale, win_scale = loss_normalisation(kind), loss_normalisation(kind)
+    for share in (1.0, 0.5, 0.9):
+        gains = torch.zeros(2, requires_grad=True)
+        dpo, win = (size * share * gain.exp() for size, gain in zip((dpo_size, win_size), gains, strict=True))
+        (dpo_scale(dpo) + win_scale(win)).backward()
+        assert (gains.grad > 0).all() and gains.grad.max().item() <= 1 + 1e-6
+        assert gains.grad[0].item() == pytest.approx(gains.grad[1].item(), rel=1e-4)
+
+
 def test_avp_rpo_resumes_its_scales():
     first, second = AVPRPOLoss(beta=10), AVPRPOLoss(beta=10)
     first(*losses([0.3], [0.4], [0.3], [0.5]))
@@ -162,7 +204,8 @@ def _scale_on_rank(rank, folder):
     dist.destroy_process_group()
 
 
-def test_ranks_share_one_maximum(tmp_path):
+def test_the_loss_of_all_ranks_is_scaled(tmp_path):
+    """As one rank with the whole batch would: its mean of 1 and 4 is the maximum, and the mean of both ranks' terms is 1."""
     mp.spawn(_scale_on_rank, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert [(scaled.item(), maximum.item()) for scaled, maximum in results] == [(0.25, 4.0), (1.0, 4.0)]
+    assert [[value.item() for value in values] for values in results] == [[pytest.approx(0.4), 2.5], [pytest.approx(1.6), 2.5]]

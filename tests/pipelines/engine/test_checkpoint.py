@@ -187,6 +187,22 @@ def test_surplus_is_neither_among_the_newest_nor_a_keeper(steps, keep, every):
     assert not keep or len(left) <= keep + (sum(step % every == 0 for step in steps) if every else 0)
 
 
+@given(st.sets(st.integers(0, 200)), st.integers(1, 5), st.integers(0, 200))
+def test_surplus_leaves_one_to_go_back_to(steps, keep, needed):
+    target = {max((step for step in steps if step <= needed), default=-1)}
+    assert set(surplus(list(steps), keep, 0, needed)) == set(surplus(list(steps), keep, 0)) - target
+
+
+def test_a_checkpoint_that_may_be_needed_stays_here_and_in_the_mirror(tmp_path):
+    engine, checkpoints = Engine(), Checkpoints(tmp_path / "run", WORLD, Options(1, checkpoint_mirror=f"file://{tmp_path}/mirror"))
+    for step, needed in ((2, None), (4, None), (6, 5), (8, 5), (10, None)):
+        checkpoints.save(step, engine, engine.ema, {}, needed=needed)
+        checkpoints.wait()
+        kept = [f"step-{4 if needed else step:08d}", f"step-{step:08d}"][-2 if needed else -1:]
+        assert names(tmp_path / "run") == kept
+        assert [name for name in names(tmp_path / "mirror") if name.endswith(".json")] == [f"{name}.json" for name in kept]
+
+
 def test_the_newest_and_the_keepers_stay(tmp_path):
     trained(tmp_path, (1, 2, 3, 4, 5, 6, 7), keep_checkpoints=2, keep_every=3, asynchronous_checkpoints=True)
     assert names(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]

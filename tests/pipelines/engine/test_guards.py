@@ -64,11 +64,14 @@ def test_a_skipped_step_is_a_step_left_out(tmp_path):
     cases = {f"stage-{stage}": TRAIN | {"zero": {"stage": stage, "persistence_threshold": 0}, "trouble": {"nan": [0, 3]}}
              for stage in (0, 1, 2, 3)}
     cases["offloaded"] = cases["stage-2"] | {"accumulation": 2, "zero": {"stage": 2, "offload_optimiser": "cpu"}}
-    codes, outputs = finish_ranks(start_ranks(2, tmp_path, cases))
+    cases["on one rank"] = cases["stage-2"] | {"trouble": {"nan": [0, 3], "only": 1}}
+    gradient = {f"gradient-{stage}": cases[f"stage-{stage}"] | {"trouble": {"gradient": [0, 3], "only": 1}} for stage in (0, 1, 2, 3)}
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, cases | gradient))
     assert codes == [0, 0], outputs
     assert outputs[0].count("toy: step 4 is skipped: loss not finite") == len(cases)
+    assert outputs[0].count("toy: step 4 is skipped: gradient not finite") == len(gradient)
     wanted, size = _plain(str(tmp_path / "shards"), left_out={0, 3})
-    for name in cases:
+    for name in cases | gradient:
         found = load_file(tmp_path / name / "export" / "weights.safetensors")
         assert found.keys() == wanted.keys()
         assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-6, name
@@ -88,6 +91,16 @@ def test_a_bad_stretch_is_taken_back_and_passed(tmp_path):
     back, smooth = ({line["step"]: line["loss"] for line in metrics(tmp_path / name) if "loss" in line} for name in cases)
     assert list(back) == list(range(1, 25)), "no step is counted twice"
     assert {step for step in back if back[step] != smooth[step]} == {14, 15, 16, *range(17, 25)}
+
+
+@pytest.mark.slow
+def test_there_is_a_checkpoint_to_go_back_to_however_few_are_kept(tmp_path):
+    guards = {"window": 8, "max_skips": 3, "spike_score": 50}
+    train = TRAIN | {"steps": 24, "checkpoint_every": 1, "keep_checkpoints": 1, "guards": guards}
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, {"toy": train | {"trouble": {"nan": [13, 16, 19], "only": 1}}}))
+    assert codes == [0, 0], outputs
+    assert "toy: weights of step 13 again, as too many steps from 14 on were skipped; training goes on with step 21" in outputs[0]
+    assert [path.name for path in (tmp_path / "toy" / "checkpoints").iterdir()] == ["step-00000024"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Hangs are named with rank, step and stack, and rank 0 tells what failed on the others."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -19,6 +22,44 @@ def test_a_hang_is_named(tmp_path):
     assert stacks.startswith("rank 1 of 2: toy, step 3, inputs has taken more than 15 s")
     assert "_cause_trouble" in stacks and 'File "' in stacks
     assert "rank 1 of 2: toy, step 3, inputs has taken more than 15 s" in outputs[1]
+
+
+def test_a_hang_ends_the_process_also_where_the_disk_is_full(tmp_path):
+    (tmp_path / "hang-rank-0.txt").symlink_to("/dev/full")
+    script = f"""
+import time, torch
+from pathlib import Path
+from pipelines.engine.watchdog import Watchdog
+from pipelines.engine.world import World
+with Watchdog(Path({str(tmp_path)!r}), World(0, 1, torch.device("cpu")), limit=0.1).watching():
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == HUNG
+    assert 'File "<string>", line 7' in done.stderr and "No space left on device" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_hang_before_the_first_step_is_named(tmp_path):
+    cases = {"building": TRAIN | {"hang_seconds": 15, "trouble": {"hang_in_build": 1}}}
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, cases))
+    assert HUNG in codes and set(codes) <= {HUNG, 1}, outputs
+    # The other waits for it, and may be the first to say so; the stacks of both are kept.
+    stacks = (tmp_path / "building" / "hang-rank-1.txt").read_text()
+    assert stacks.startswith("rank 1 of 2: toy, building the model") and "in build" in stacks
+
+
+@pytest.mark.slow
+def test_a_hang_while_a_checkpoint_is_taken_up_is_named(tmp_path):
+    train = TRAIN | {"checkpoint_every": 3}
+    assert finish_ranks(start_ranks(2, tmp_path, {"toy": train}))[0] == [0, 0]
+    marker = tmp_path / "toy" / "checkpoints" / "step-00000006" / "complete.json"
+    marker.unlink()
+    os.mkfifo(marker)  # whoever reads it waits for ever, as on a file system that is away
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, {"toy": train | {"steps": 9, "hang_seconds": 30}}))
+    assert HUNG in codes and set(codes) <= {HUNG, 1}, outputs
+    stacks = "".join(path.read_text() for path in (tmp_path / "toy").glob("hang-rank-*.txt"))
+    assert "toy, taking up a checkpoint has taken more than 30 s" in stacks and "in restore" in stacks
 
 
 @pytest.mark.slow

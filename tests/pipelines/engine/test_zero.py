@@ -8,6 +8,9 @@ from pipelines.config import TrainConfig, ZeroConfig
 from pipelines.engine.world import World
 from pipelines.engine.zero import deepspeed_config
 from tests.fixtures.two_ranks import run_on_two_ranks
+from tests.pipelines.engine.toy import toy
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -35,36 +38,39 @@ def test_memory_is_as_estimated(found):
 
 
 def test_nothing_is_left_to_deepspeeds_defaults():
-    config = deepspeed_config(TrainConfig(batch_size=24, accumulation=2, zero=ZeroConfig(stage=3)), World(0, 3, torch.device("cpu")))
+    train = TrainConfig(batch_size=24, accumulation=2, zero=ZeroConfig(stage=3))
+    config = deepspeed_config(train, World(0, 3, torch.device("cpu")), toy())
     assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["gradient_clipping"] == 1.0
-    assert {"zero_optimization", "bf16", "fp16", "gradient_accumulation_steps", "steps_per_print", "data_types"} <= config.keys()
+    assert {"zero_optimization", "aio", "bf16", "fp16", "gradient_accumulation_steps", "steps_per_print", "data_types"} <= config.keys()
     stage_3 = {"reduce_bucket_size", "overlap_comm", "stage3_param_persistence_threshold", "sub_group_size"}
     assert stage_3 <= config["zero_optimization"].keys()
 
 
 def test_offloading_is_written_out():
     zero = ZeroConfig(stage=3, offload_optimiser="cpu", offload_parameters="cpu")
-    settings = deepspeed_config(TrainConfig(zero=zero), World(0, 1, torch.device("cpu")))["zero_optimization"]
+    settings = deepspeed_config(TrainConfig(zero=zero), ALONE, toy())["zero_optimization"]
     assert settings["offload_optimizer"] == settings["offload_param"] == {"device": "cpu", "pin_memory": False}
     with pytest.raises(ValueError, match="offload_parameters cpu needs zero.stage 3, not 2"):
         ZeroConfig(stage=2, offload_parameters="cpu")
     with pytest.raises(ValueError, match="nvme_path must name a folder"):
-        ZeroConfig(stage=3, offload_optimiser="nvme")
+        ZeroConfig(stage=3, offload_parameters="nvme")
+    with pytest.raises(ValueError, match="offload_optimiser nvme: from a disk DeepSpeed 0.19.8 makes other updates"):
+        ZeroConfig(stage=3, offload_optimiser="nvme", nvme_path="disk")
 
 
 def test_a_disk_needs_its_operator(tmp_path):
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    zero = ZeroConfig(stage=3, offload_optimiser="nvme", nvme_path=str(tmp_path))
+    zero = ZeroConfig(stage=3, offload_parameters="nvme", nvme_path=str(tmp_path))
     if AsyncIOBuilder().is_compatible(verbose=False):
-        place = deepspeed_config(TrainConfig(zero=zero), World(0, 1, torch.device("cpu")))["zero_optimization"]["offload_optimizer"]
-        assert place == {"device": "nvme", "pin_memory": False, "nvme_path": str(tmp_path)}
+        place = deepspeed_config(TrainConfig(zero=zero), ALONE, toy())["zero_optimization"]["offload_param"]
+        assert place.items() >= {"device": "nvme", "pin_memory": False, "nvme_path": str(tmp_path), "max_in_cpu": 0}.items()
     else:
         with pytest.raises(ValueError, match="async_io operator cannot be built here; install libaio-dev"):
-            deepspeed_config(TrainConfig(zero=zero), World(0, 1, torch.device("cpu")))
+            deepspeed_config(TrainConfig(zero=zero), ALONE, toy())
 
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="batch_size 10 must divide by processes x accumulation = 3 x 2"):
-        deepspeed_config(TrainConfig(batch_size=10, accumulation=2), World(0, 3, torch.device("cpu")))
+        deepspeed_config(TrainConfig(batch_size=10, accumulation=2), World(0, 3, torch.device("cpu")), toy())

@@ -63,8 +63,9 @@ def share(batch: dict[str, torch.Tensor], world, parts: int = 1) -> list[dict[st
 class ToyStage(Stage):
     """Trains the toy on the 48 clips of tests.fixtures.made_shards.
 
-    trouble: what goes wrong, and where. "nan": steps (from 0) whose loss is not finite; "spike": steps whose loss is a million times
-    as large; "pause": seconds that every step takes; "fail" and "hang": [rank, step].
+    trouble: what goes wrong, and where. "nan": steps (from 0) whose loss is not finite; "gradient": whose gradient is not, but the loss;
+    "spike": whose loss is a million times as large; "only": the one rank that has these; "pause": seconds that every step takes;
+    "fail" and "hang": [rank, step]; "hang_in_build": rank.
     """
 
     name = "toy"
@@ -73,6 +74,8 @@ class ToyStage(Stage):
         self.train, self.seed, self._shards, self._trouble = train, 0, shards, trouble or {}
 
     def build(self):
+        if str(self._trouble.get("hang_in_build")) == os.environ.get("RANK"):
+            time.sleep(1000)
         return toy()
 
     def stream(self, world, quarantine):
@@ -83,8 +86,17 @@ class ToyStage(Stage):
         step = int(batch["position"][0]) // self.train.batch_size
         self._cause_trouble(step)
         phase = batch["value"].float().to(device) * torch.arange(1, 7, device=device)
-        scale = float("nan") if step in self._trouble.get("nan", ()) else 1e3 if step in self._trouble.get("spike", ()) else 1.0
+        here = self._trouble if self._trouble.get("only", self._rank) == self._rank else {}
+        scale = float("nan") if step in here.get("nan", ()) else 1e3 if step in here.get("spike", ()) else 1.0
+        self._bad_gradient = step in here.get("gradient", ())
         return {"x": phase.sin(), "y": scale * phase[:, :3].cos(), "drop": draws.uniform() < 0.25}
+
+    def backward(self, engine, inputs):
+        outputs = engine(**inputs)
+        if self._bad_gradient:
+            outputs["loss"].register_hook(lambda gradient: gradient * float("inf"))
+        engine.backward(outputs["loss"])
+        return outputs
 
     def _cause_trouble(self, step):
         time.sleep(self._trouble.get("pause", 0))

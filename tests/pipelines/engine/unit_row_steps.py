@@ -82,6 +82,8 @@ def main(folder):
     wanted = plain(options)
     for stage, threshold, precision in CASES:
         weights, next_used = sharded(world, stage, threshold, precision, options)
+        if not world.is_main:
+            continue
         difference = max(float((weights[name] - wanted[name]).abs().max()) for name in wanted)
         stale = max(float((weights[name] - next_used[name]).abs().max()) for name in FORCED)
         norm = max(float((weights[name].flatten(1).norm(dim=1) - 1).abs().max()) for name in FORCED)

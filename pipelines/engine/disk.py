@@ -1,0 +1,71 @@
+"""Optimiser state and parameters on a local disk (DeepSpeed's nvme offload of stage 3): settings, folder, and how to get at them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from pipelines.engine.world import World
+
+AIO = {"block_size": 1 << 20, "queue_depth": 8, "intra_op_parallelism": 1, "single_submit": False, "overlap_events": True, "use_gds": False}
+"""How DeepSpeed reads and writes. What is smaller than a block stays in the host's memory."""
+
+
+def optimiser_settings(folder: str) -> dict:
+    """For the optimiser's state: buffers for a group's master weights, both moments and its gradient."""
+    return {"nvme_path": folder, "buffer_count": 4, "pipeline_read": False, "pipeline_write": False, "fast_init": False}
+
+
+def parameter_settings(folder: str, module: nn.Module, ranks: int) -> dict:
+    """For the parameters: as many buffers as are in use at once, each for a rank's share of the largest."""
+    largest = max((parameter.numel() for parameter in module.parameters()), default=1)
+    return {"nvme_path": folder, "buffer_count": 1 + _at_once(module), "buffer_size": -(-largest // ranks), "max_in_cpu": 0}
+
+
+def _at_once(module: nn.Module) -> int:
+    """Most parameters that a forward pass needs together: those of a module and of all modules around it."""
+    return sum(1 for _ in module.parameters(recurse=False)) + max(map(_at_once, module.children()), default=0)
+
+
+def require_asynchronous_io() -> None:
+    """ValueError where DeepSpeed cannot build what it reads and writes with."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError("offload to nvme: DeepSpeed's async_io operator cannot be built here; install libaio-dev and a C++ compiler, "
+                         "or set zero.offload_optimiser and zero.offload_parameters to cpu")
+
+
+def folder_of(path: str, run: Path) -> Path:
+    """The folder below `path` that belongs to this stage of this run alone: DeepSpeed's names are the same in all runs."""
+    return Path(path) / f"foleyscale-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]}"
+
+
+def clear(folder: Path, world: World) -> None:
+    """Remove what this run, or one that was killed, has left; collective."""
+    world.barrier()
+    shutil.rmtree(folder, ignore_errors=True)  # every rank: the disk may be that of its node
+    world.barrier()
+
+
+def on_disk(optimiser, group: int) -> bool:
+    """Whether stage 3 keeps the master weights and moments of this group on a disk."""
+    return optimiser._swappable_optimizer_subgroup(group)
+
+
+@contextlib.contextmanager
+def group_in_memory(optimiser, group: int, change: bool) -> Iterator[None]:
+    """Inside, master weights and moments of the group are in memory; they are written back where they `change`."""
+    optimiser._optimizer_states_and_gradient_swap_in(group)
+    try:
+        yield
+    finally:
+        if change:
+            optimiser._optimizer_states_and_gradient_swap_out(group)
+        else:
+            optimiser._release_swap_buffers(group)

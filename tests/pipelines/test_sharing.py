@@ -1,0 +1,91 @@
+"""Shards that processes make together: each once, those that are there stay, and the index comes last."""
+
+import contextlib
+import logging
+
+import pytest
+import torch
+
+from data_prep.decoding import TensorDecoder
+from data_prep.index import ShardSet
+from data_prep.shards import ShardWriter
+from data_prep.sidecar import read_sidecar
+from data_prep.storage import Folder
+from data_prep.stream import one_pass
+from pipelines.engine.world import World
+from pipelines.sharing import make_shards, record_bad
+from tests.fixtures.made_shards import COUNTS as COUNTS_MADE
+from tests.fixtures.made_shards import damage, write
+
+ALONE = World(0, 1, torch.device("cpu"))
+COUNTS = (2, 0, 3)
+
+
+def copier(source, folder, made):
+    """Writes shards with the keys of `source`, noting their places."""
+    def write_shard(place):
+        with ShardWriter(folder, source.shards[place].number) as writer:
+            for row in range(int(source.counts[place])):
+                writer.add(source.entry(place, row).key, {"made.npy": b"x"})
+        made.append(place)
+    return write_shard
+
+
+def share(source, folder, made, world=ALONE):
+    return make_shards(source, folder, world, "copies", {"what": "copies"}, lambda: copier(source, folder, made))
+
+
+def test_every_shard_is_made_once(tmp_path):
+    source, made = write(tmp_path / "in", COUNTS), []
+    found = share(source, tmp_path / "out", made)
+    assert made == [0, 1, 2] and found.counts.tolist() == [2, 0, 3] and found.settings == {"what": "copies"}
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert share(source, tmp_path / "out", made).hash == found.hash and made == [0, 1, 2]
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
+
+
+def test_an_interrupted_shard_is_made_again_and_the_others_stay(tmp_path):
+    source, made = write(tmp_path / "in", COUNTS), []
+    found = share(source, tmp_path / "out", made)
+    (tmp_path / "out" / "shard-000002.parquet").unlink()
+    assert share(source, tmp_path / "out", made).hash == found.hash
+    assert made == [0, 1, 2, 2]
+
+
+def test_nothing_is_loaded_where_nothing_is_to_be_made(tmp_path):
+    source = write(tmp_path / "in", COUNTS)
+    share(source, tmp_path / "out", [])
+    make_shards(source, tmp_path / "out", ALONE, "copies", {}, lambda: pytest.fail("loaded"))
+
+
+def test_a_set_with_fewer_shards_than_processes_is_told(tmp_path, caplog):
+    source = write(tmp_path / "in", COUNTS)
+    share(source, tmp_path / "out", [])
+    (tmp_path / "out" / "shard-000000.parquet").unlink()
+    # No group of five is there to talk to: the warning comes before the first collective.
+    with caplog.at_level(logging.WARNING), contextlib.suppress(ValueError):
+        share(source, tmp_path / "out", [], World(0, 5, torch.device("cpu")))
+    assert "copies: 3 shards for 5 processes, some of them wait; clip shards with fewer rows share better" in caplog.text
+
+
+def test_a_shard_that_storage_did_not_give_is_made_the_next_time(tmp_path):
+    """A tar that is gone for a while, beside a clip that is damaged for good."""
+    source, out = damage(write(tmp_path / "whole"), 0, 1, tmp_path / "in"), tmp_path / "out"
+
+    def write_shard(place):
+        bad = []
+        with ShardWriter(out, source.shards[place].number) as writer:
+            for batch in one_pass(ShardSet.open(tmp_path / "in").select([place]), TensorDecoder(("value",)), 4, on_bad=bad.append):
+                for key in batch["key"]:
+                    writer.add(key, {"made.npy": b"x"})
+            record_bad(writer, bad)
+
+    tar = tmp_path / "in" / "shard-000001.tar"
+    tar.rename(tmp_path / "away")
+    with pytest.raises(OSError, match="clip-9 cannot be read: .*: see to the storage and run again, shard-000001 is made then"):
+        make_shards(source, out, ALONE, "copies", {}, lambda: write_shard)
+    assert [path.name for path in sorted(out.glob("*.parquet"))] == ["shard-000000.parquet"]
+    (tmp_path / "away").rename(tar)
+    assert make_shards(source, out, ALONE, "copies", {}, lambda: write_shard).counts.tolist() == [8, *COUNTS_MADE[1:]]
+    (failed,) = [row for row in read_sidecar(Folder(out), "shard-000000").to_pylist() if row["status"] != "ok"]
+    assert (failed["key"], failed["status"], failed["reason"]) == ("clip-1", "failed", "bad_crc")
