@@ -55,8 +55,8 @@ def test_offloading_is_written_out():
         ZeroConfig(stage=2, offload_parameters="cpu")
     with pytest.raises(ValueError, match="nvme_path must name a folder"):
         ZeroConfig(stage=3, offload_parameters="nvme")
-    with pytest.raises(ValueError, match="offload_optimiser nvme: from a disk DeepSpeed 0.19.8 makes other updates"):
-        ZeroConfig(stage=3, offload_optimiser="nvme", nvme_path="disk")
+    with pytest.raises(ValueError, match="offload_optimiser nvme needs zero.stage 3, not 2"):
+        ZeroConfig(stage=2, offload_optimiser="nvme", nvme_path="disk")
 
 
 def test_a_disk_needs_its_operator(tmp_path):
