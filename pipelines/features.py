@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ from models.pretrained import load_weights, save_weights
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder, file_hash, needs_contrastive, public_weights
 from pipelines.engine.checkpoint import weights_hash
+from pipelines.engine.saving import write_atomically
 from pipelines.engine.world import World
-from pipelines.provenance import ProvenanceError, claim, known_provenance
+from pipelines.provenance import FILE, ProvenanceError, claim, known_provenance
 from pipelines.sharing import make_shards, record_bad
 from pipelines.stages.data import clips
 
@@ -63,6 +65,8 @@ def _wanted(recipe: Recipe) -> ShardSet:
 
 def _prepare(recipe: Recipe, folder: Path, world: World) -> None:
     _check_judged(recipe, folder)
+    if world.is_main:
+        _take_in_new_shards(recipe, folder)
     claim(folder, partial(_provenance, recipe), world, "delete that folder, or give the run another name")
     if world.is_main and recipe.conditioning.uses_own:
         _fit_conditioner(recipe, folder / "conditioner", world.device)
@@ -77,6 +81,18 @@ def _check_judged(recipe: Recipe, folder: Path) -> None:
                               "delete that folder and run again; latents and conditions come out as before, no stage is trained again")
 
 
+def _take_in_new_shards(recipe: Recipe, folder: Path) -> None:
+    """Let the features be those of more clips, where shards have only been added to those that they were made from."""
+    known, shards = known_provenance(folder), ShardSet.open(recipe.data)
+    count = known.get("shards", len(shards.shards))
+    if count < len(shards.shards) and shards.select(range(count)).hash == known["data"]:
+        write_atomically(folder / FILE, json.dumps(known | _data(shards), indent=1))
+
+
+def _data(shards: ShardSet) -> dict[str, Any]:
+    return {"data": shards.hash, "shards": len(shards.shards)}
+
+
 def _write_shards(recipe: Recipe, folder: Path, world: World) -> None:
     """Write `folder`/shards: latents, conditions and segment embeddings. No process holds more than a batch. Collective."""
     source = _wanted(recipe)
@@ -87,7 +103,7 @@ def _write_shards(recipe: Recipe, folder: Path, world: World) -> None:
 def _provenance(recipe: Recipe) -> dict[str, Any]:
     """Everything that the features depend on: data, format, and the weights of all encoders."""
     clip, config = recipe.clip, recipe.conditioning
-    settings = {"data": ShardSet.open(recipe.data).hash, "seconds": clip.seconds, "size": clip.size, "mel": recipe.autoencoder.mel}
+    settings = _data(ShardSet.open(recipe.data)) | {"seconds": clip.seconds, "size": clip.size, "mel": recipe.autoencoder.mel}
     settings |= {f"conditioning.{slot}": getattr(config, slot) for slot in ("clip", "sync", "text")}
     stages = ("autoencoder", "contrastive") if needs_contrastive(recipe) else ("autoencoder",)
     settings |= {stage: weights_hash(recipe.folder / stage / "export") for stage in stages}

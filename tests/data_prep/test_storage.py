@@ -153,6 +153,19 @@ def unsteady(monkeypatch):
     return folder, meet
 
 
+def test_waits_double_and_differ_between_processes(unsteady, monkeypatch):
+    """All ranks meet a store that is busy at once: they must not come back at once."""
+    (folder, meet), waits = unsteady, []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    for _ in range(20):
+        meet(*PASSING[:3])
+        assert folder.read("a") == DATA
+    assert len(waits) == 60 == len(set(waits))
+    for attempt in range(3):
+        shares = [wait / (storage._FIRST_WAIT * 2**attempt) for wait in waits[attempt::3]]
+        assert 0.5 <= min(shares) < 0.8 < 1.2 < max(shares) <= 1.5
+
+
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_calls_that_fail_for_a_passing_reason_are_repeated(unsteady, tmp_path, error):
     folder, meet = unsteady

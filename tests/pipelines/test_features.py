@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.index import ShardSet
+from data_prep.index import ShardSet, build_index
 from pipelines.engine.world import World
 from pipelines.features import extract_features, require_shards, training_videos
 from pipelines.provenance import ProvenanceError
@@ -36,6 +36,7 @@ def test_features_lie_beside_their_clips(tiny):
     assert {name: array.shape for name, array in arrays.items()} == {
         "latent_mean.npy": (120, 16), "latent_std.npy": (120, 16), "clip.npy": (24, 512), "sync.npy": (96, 128), "segments.npy": (3, 640)}
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
+    assert sum(map(len, features.read(0, 0).values())) < 0.51 * 4 * sum(array.size for array in arrays.values()), "half of float32's bytes"
 
 
 def test_features_of_other_weights_are_refused(tiny, tmp_path):
@@ -77,6 +78,28 @@ def test_rounds_store_no_more_than_they_read(tiny, tmp_path):
     assert len(features.shards) == 2 < len(clips.shards)
     names = ShardSet.open(features.url, split="train").shards.column("name").to_pylist()
     assert names == training_videos(recipe).shards.column("name").to_pylist()
+
+
+def test_clips_that_come_later_are_added(tiny, tmp_path):
+    clips, run = Path(shutil.copytree(tiny.shards, tmp_path / "clips")), shutil.copytree(tiny.run, tmp_path / "run")
+    recipe, settings = load_recipe("demo", overrides(tmp_path, str(clips))), ShardSet.open(clips).settings
+    *before, later = sorted(clips.glob("shard-*.parquet"))
+    for path in (later, later.with_suffix(".tar")):
+        path.rename(tmp_path / path.name)
+    build_index(clips, settings)
+    shutil.rmtree(run / "features")
+    extract_features(recipe, run / "features", ALONE)
+    made = {path.name: path.stat().st_mtime_ns for path in (run / "features" / "shards").glob("shard-*")}
+    assert len(made) == 2 * len(before)
+    for path in (later, later.with_suffix(".tar")):
+        (tmp_path / path.name).rename(path)
+    build_index(clips, settings)
+    extract_features(recipe, run / "features", ALONE)
+    assert keys(ShardSet.open(run / "features" / "shards")) == keys(ShardSet.open(clips))
+    assert {name: (run / "features" / "shards" / name).stat().st_mtime_ns for name in made} == made
+    build_index(clips, settings | {"seconds": 1})
+    with pytest.raises(ProvenanceError, match="was made with another data: delete that folder"):
+        extract_features(recipe, run / "features", ALONE)
 
 
 def test_a_damaged_clip_fails_alone(tiny, tmp_path):
