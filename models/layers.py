@@ -47,8 +47,9 @@ class ChannelLastConv1d(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and not torch.compiler.is_compiling():
-            # oneDNN copies to its own layouts and back: one product with all neighbourhoods is quicker, forward and backward.
+        if x.is_cpu:
+            # oneDNN copies to its own layouts and back: one product with all neighbourhoods is quicker, forward and backward. Compiled
+            # by inductor (torch 2.13), the backward pass of its convolution within a block gives wrong gradients besides.
             reach = self.kernel_size[0] // 2
             neighbourhoods = F.pad(x, (0, 0, reach, reach)).unfold(1, self.kernel_size[0], 1)
             return F.linear(neighbourhoods.flatten(2), self.weight.flatten(1), self.bias)
