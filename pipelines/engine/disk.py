@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pipelines.engine.world import World
@@ -32,13 +35,23 @@ def _at_once(module: nn.Module) -> int:
     return sum(1 for _ in module.parameters(recurse=False)) + max(map(_at_once, module.children()), default=0)
 
 
-def require_asynchronous_io() -> None:
-    """ValueError where DeepSpeed cannot build what it reads and writes with."""
+def load_asynchronous_io() -> None:
+    """Build what DeepSpeed reads and writes with, once on a machine (minutes); ValueError where that cannot be done."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
+    from torch.utils.cpp_extension import get_default_build_root
 
-    if not AsyncIOBuilder().is_compatible(verbose=False):
+    builder = AsyncIOBuilder()
+    if not builder.is_compatible(verbose=False):
         raise ValueError("offload to nvme: DeepSpeed's async_io operator cannot be built here; install libaio-dev and a C++ compiler, "
                          "or set zero.offload_optimiser and zero.offload_parameters to cpu")
+    # Torch's own lock is a file that a killed build leaves, and all later ones wait for in silence. This one goes with its process.
+    root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{get_default_build_root()}/foleyscale-torch{torch.__version__}"))
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "foleyscale.lock", "w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        for left in root.glob("*/lock"):
+            left.unlink()
+        builder.load(verbose=False)
 
 
 def folder_of(path: str, run: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.config import TrainConfig, ZeroConfig
-from pipelines.engine.disk import AIO, optimiser_settings, parameter_settings, require_asynchronous_io
+from pipelines.engine.disk import AIO, load_asynchronous_io, optimiser_settings, parameter_settings
 from pipelines.engine.elastic import full_values, masters, module_state
 from pipelines.engine.world import World
 
@@ -80,8 +80,6 @@ def _zero(zero: ZeroConfig, world: World, module: nn.Module) -> dict:
 
 def _offload(zero: ZeroConfig, world: World, module: nn.Module) -> dict:
     settings = {}
-    if "nvme" in (zero.offload_optimiser, zero.offload_parameters):
-        require_asynchronous_io()
     for what, place in (("optimizer", zero.offload_optimiser), ("param", zero.offload_parameters)):
         if place != "none":
             settings[f"offload_{what}"] = {"device": place, "pin_memory": world.device.type == "cuda"}
@@ -96,6 +94,8 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     import deepspeed
 
     options = train.optimiser
+    if "nvme" in (train.zero.offload_optimiser, train.zero.offload_parameters):
+        load_asynchronous_io()
     _scalars_as_vectors(module)
     if train.precision == "bf16":
         _keep_frozen(module)

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from torch import nn
 
 from pipelines.config import OptimiserConfig, TrainConfig, ZeroConfig
 from pipelines.engine.checkpoint import Checkpoints
+from pipelines.engine.disk import load_asynchronous_io
 from pipelines.engine.ema import ShardedEMA
 from pipelines.engine.gradients import GradientNorms, update_held_back
 from pipelines.engine.unit_rows import normalise_rows
@@ -116,7 +116,7 @@ def compare(world, engine, ema: ShardedEMA, norms: list[float], folder: Path) ->
 def main(folder: Path) -> None:
     """Every case on two processes, and from its checkpoint on one."""
     preload()
-    AsyncIOBuilder().load()
+    load_asynchronous_io()
     for case in CASES:
         (folder / case).mkdir()
         run_world(2, life, folder / case, case, 2)
