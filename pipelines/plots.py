@@ -77,7 +77,7 @@ def curves_svg(curve: Curve, prefix: str, width: float = 4.6, height: float = 2.
 def variants_svg(variants: Mapping[str, Sequence[Point]], prefix: str, width: float = 4.6, height: float = 2.4) -> str:
     """One figure over the rounds, a curve per variant: the first is solid, those compared with it are dashed.
 
-    A name that is empty has no place in the legend. As `curves_svg` else.
+    A name that is empty has no place in the legend; a variant without points has none either, but a colour. As `curves_svg` else.
     """
 
     def draw(axes) -> None:
@@ -86,11 +86,12 @@ def variants_svg(variants: Mapping[str, Sequence[Point]], prefix: str, width: fl
         for number, (name, points) in enumerate(variants.items()):
             rounds, values, errors = np.array([(p.round, p.value, p.error or 0.0) for p in points], dtype=np.float64).reshape(-1, 3).T
             colour, style = next(styles) if number else (_FIRST, "-")
-            axes.errorbar(rounds, values, errors, color=colour, linestyle=style, linewidth=1.6, elinewidth=0.8, capsize=2, marker="o",
-                          markersize=3, label=name)
+            if points:
+                axes.errorbar(rounds, values, errors, color=colour, linestyle=style, linewidth=1.6, elinewidth=0.8, capsize=2,
+                              marker="o", markersize=3, label=name)
         axes.set_xticks(sorted({point.round for points in variants.values() for point in points}))
         axes.set_xlabel("round")
-        if any(variants):
+        if any(name and points for name, points in variants.items()):
             axes.legend(frameon=False, fontsize=8, handlelength=4)
 
     return _chart(draw, prefix, width, height)

@@ -67,8 +67,9 @@ def charts_of(variants: Mapping[str, Mapping[str, Sequence[Point]]], prefix: str
     panels = []
     for name, title in TITLES.items():
         start = [Point(0, 0.0)] if name == "drift" else []  # of the start from itself
-        curves = {variant: [*start, *signs[name]] for variant, signs in variants.items() if name in signs}
-        if curves:
+        # A variant without this sign keeps its place, and so all others their colours.
+        curves = {variant: [*start, *signs[name]] if name in signs else [] for variant, signs in variants.items()}
+        if any(curves.values()):
             panels.append(tag("figure", tag("h4", title), Html(variants_svg(curves, f"{prefix}-{name}"))))
     return tag("div", *panels, class_="charts")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from pipelines.stages.autoencoder import AutoencoderStage
 from pipelines.stages.contrastive import ContrastiveStage
 from pipelines.stages.generative import GenerativeStage
 
+HASHES = "data.json"
+"""In a run's folder: the hash of each split that it was last started with."""
 STAGES = ("autoencoder", "contrastive", "generative", "preference")
 
 
@@ -102,18 +105,25 @@ class Chain:
         self.world.barrier()
 
     def _prepare_folder(self) -> None:
-        """Keep the resolved recipe in the run's folder; another recipe under the same name is refused."""
-        for split in (self.recipe.train_split, self.recipe.heldout_split):
-            if len(ShardSet.open(self.recipe.data, split=split)) < 2:
-                raise RecipeError(f"{self.recipe.data}: split {split!r} has fewer than two clips; prepare more, or choose another split")
-        path = self.recipe.folder / "recipe.yaml"
+        """Keep the resolved recipe in the run's folder; another recipe under the same name is refused. Run and shards may be moved."""
+        splits = {name: ShardSet.open(self.recipe.data, split=name) for name in (self.recipe.train_split, self.recipe.heldout_split)}
+        for name, shards in splits.items():
+            if len(shards) < 2:
+                raise RecipeError(f"{self.recipe.data}: split {name!r} has fewer than two clips; prepare more, or choose another split")
+        path, hashes = self.recipe.folder / "recipe.yaml", {name: shards.hash for name, shards in splits.items()}
         if self.world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and (changed := changed_keys(load_recipe(path), self.recipe)):
+            if path.exists() and (changed := self._changed_since(path, hashes)):
                 what = ", ".join(changed)
                 raise RecipeError(f"{path.parent} was started with other values of {what}: restore them, or give name=another")
             write_atomically(path, dump_recipe(self.recipe))
+            write_atomically(path.with_name(HASHES), json.dumps(hashes))
         self.world.barrier()
+
+    def _changed_since(self, path: Path, hashes: dict[str, str]) -> list[str]:
+        changed, kept = changed_keys(load_recipe(path), self.recipe), path.with_name(HASHES)
+        moved = kept.exists() and json.loads(kept.read_text()) == hashes
+        return [key for key in changed if not (moved and key == "data")]
 
     def tell(self, line: str) -> None:
         """Say it once, from the main process."""
@@ -123,7 +133,7 @@ class Chain:
 def changed_keys(before: Recipe, after: Recipe) -> list[str]:
     """Dotted keys in which two recipes differ, where that changes what is learned; what is measured may change freely."""
     differences = _differences(to_tree(before), to_tree(after))
-    return [key for key in differences if not key.startswith(MEASURING) and not key.endswith(FREE)]
+    return [key for key in differences if key != "out" and not key.startswith(MEASURING) and not key.endswith(FREE)]
 
 
 FREE = (

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -121,7 +121,7 @@ def _recipe(base: Recipe, run: Path, config: SweepConfig, variant: str, seed: in
 
 def _check_unchanged(member: Member) -> None:
     path = member.recipe.folder / "recipe.yaml"
-    if path.exists() and (changed := changed_keys(replace(load_recipe(path), out=member.recipe.out), member.recipe)):
+    if path.exists() and (changed := changed_keys(load_recipe(path), member.recipe)):
         raise RecipeError(f"variant {member.variant}: {path.parent} was begun with other values of {', '.join(changed)}: restore them, "
                           "or give the variant another name")
 

@@ -68,3 +68,10 @@ def test_a_variant_without_a_name_needs_no_legend_and_rounds_are_whole():
     words = [re.findall(r"<text[^>]*>([^<]*)</text>", variants_svg({name: points}, "v")) for name in ("", "base, 3 seeds")]
     assert words[0][:3] == ["0", "1", "round"] and words[1] == [*words[0], "base, 3 seeds"]
     assert variants_svg({"base": []}, "v").startswith("<svg")
+
+
+def test_a_variant_without_points_keeps_its_colour_and_has_no_place_in_the_legend():
+    svg = variants_svg({"base": [], "dpo": [Point(0, 0.1), Point(1, 0.2)]}, "v")
+    assert "dpo" in svg and "base" not in svg
+    curves = [path.get("style") for path in ElementTree.fromstring(re.sub("xlink:", "", svg)).iter("path")]
+    assert all("var(--second)" in style for style in curves if "stroke-width: 1.6" in style)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pipelines.folders import check_parents
 from pipelines.recipes import RecipeError, load_recipe
 from pipelines.run import changed_keys
-from tests.fixtures.tiny_chain import STEPS, command, finish, losses, overrides, start
+from tests.fixtures.tiny_chain import STEPS, command, finish, losses, overrides, start, tiny_shards
 
 FOLDERS = ("autoencoder", "contrastive", "generative", "preference/round-1")
 
@@ -44,6 +44,20 @@ def test_another_recipe_under_the_same_name_is_refused(tiny):
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2
     assert output.strip().endswith("was started with other values of clip.size: restore them, or give name=another")
+
+
+def test_run_and_shards_may_be_moved(tiny, tmp_path):
+    shutil.copytree(tiny.run, tmp_path / "run")
+    shutil.copytree(tiny.shards, tmp_path / "shards")
+    finish(start(command(tmp_path, str(tmp_path / "shards"))))
+    assert losses(tmp_path / "run") == losses(tiny.run)
+
+
+def test_other_shards_in_another_place_are_refused(tiny, tmp_path):
+    process = start(command(tiny.folder, tiny_shards(tmp_path, clips=16)))
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert output.strip().endswith("was started with other values of data: restore them, or give name=another")
 
 
 def test_published_weights_need_a_published_size(tiny, tmp_path):

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import io
+
+import av
 import numpy as np
 import pytest
 import torch
 
 from data_prep.decoding import ClipDecoder
 from data_prep.index import Entry
-from data_prep.media import ClipError, ClipFormat, transcode
+from data_prep.media import ClipError, ClipFormat, decode_audio, transcode
 from data_prep.streaming.backends import BACKENDS, backend
 from tests.fixtures.made_media import numbers, write_media
 
@@ -35,6 +39,31 @@ def test_all_give_the_same_frames_to_the_bit(clip, name):
     for start, count in ((0, None), (0, 1), (9, 2), (10, 10), (17, 33), (49, 1), (30, None)):
         frames = decode(clip.mp4, start, count)
         assert frames.dtype == np.uint8 and np.array_equal(frames, reference[start:][:count])
+
+
+def blanked(data, first, last):
+    """The file without the content of its packets before `first` and from `last` on, in seconds."""
+    spoilt = bytearray(data)
+    with av.open(io.BytesIO(data)) as container:
+        for packet in container.demux():
+            if packet.size and not first <= round(float(packet.pts * packet.time_base), 6) < last:
+                spoilt[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    return bytes(spoilt)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nothing_is_decoded_before_the_key_frame_nor_after_the_last_wanted(clip, name):
+    decode = installed(name)
+    expected = decode(clip.mp4, 13, 20)
+    assert np.array_equal(decode(blanked(clip.mp4, 10 / FPS, 33 / FPS), 13, 20), expected)
+    for first, last in ((11, 33), (10, 32)):  # what is needed does matter
+        with contextlib.suppress(ClipError):
+            assert not np.array_equal(decode(blanked(clip.mp4, first / FPS, last / FPS), 13, 20), expected)
+
+
+def test_no_sound_is_decoded_far_from_what_is_wanted(clip):
+    # A frame of FLAC holds 4,096 samples, 0.256 s.
+    assert np.array_equal(decode_audio(blanked(clip.flac, 0.5, 1.1), 12_500, 3_500), decode_audio(clip.flac)[12_500:16_000])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
