@@ -13,6 +13,7 @@ settings.register_profile("foleyscale", deadline=None)
 settings.load_profile("foleyscale")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
     """With `--dist loadgroup` a file stays on one worker, for the sake of its fixtures; a machine has one SLURM."""
     for item in items:
