@@ -25,7 +25,7 @@ test: venv
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/services
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 	$(BIN)/python -m pytest $(EXTRAS)
 
 # What these tests run for real: an S3 server, public architectures, other launchers, and as root on Debian two SLURM nodes and an image;
