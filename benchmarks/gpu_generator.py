@@ -7,8 +7,9 @@ against two passes per step of the public layout. `--tiny` runs the same at a la
 from __future__ import annotations
 
 import argparse
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,39 +52,65 @@ def training_flops() -> float:
     return counter.get_total_flops()
 
 
-def training(batches: list[int], compiled: bool, world: World, options: argparse.Namespace) -> list[list]:
+def training(batches: list[int], compiled: bool, world: World, options: argparse.Namespace) -> Iterator[list]:
     """Rows of batch, blocks, seconds per step, clips per second and utilisation."""
-    rows, flops = [], training_flops()
-    for batch in batches:
+    flops = training_flops()
+
+    def measured(batch: int) -> list:
         generator = made_model()
         if compiled:
             generator.compile_blocks()
         engine = start_engine(FlowModel(generator), TrainConfig(batch_size=batch, precision="bf16", zero=ZeroConfig(stage=1)), world)
         given = flow_inputs(batch, world)
 
-        def step(engine=engine, given=given) -> None:
+        def step() -> None:
             engine.backward(engine(**given)["loss"])
             engine.step()
 
-        taken = seconds(step, world, options.repeats)
+        try:
+            taken = seconds(step, world, options.repeats)
+        finally:
+            engine.destroy()
         utilised = batch * flops / taken / options.peak_tflops / 1e12
-        rows.append([batch, "compiled" if compiled else "eager", taken, batch / taken, f"{100 * utilised:.1f} %"])
-        engine.destroy()
-    return rows
+        return [taken, batch / taken, f"{100 * utilised:.1f} %"]
+
+    yield from rows(batches, compiled, measured)
 
 
-@torch.no_grad()
-def sampling(batches: list[int], compiled: bool, world: World, options: argparse.Namespace) -> list[list]:
+def sampling(batches: list[int], compiled: bool, world: World, options: argparse.Namespace) -> Iterator[list]:
     """Rows of batch, blocks, seconds per clip both ways and their ratio."""
-    model, rows = made_model().to(world.device, torch.bfloat16).eval().requires_grad_(False), []
+    model = made_model().to(world.device, torch.bfloat16).eval().requires_grad_(False)
     if compiled:
         model.compile_blocks()
-    for batch in batches:
+
+    @torch.no_grad()
+    def measured(batch: int) -> list:
         given = {name: value.to(world.device, torch.bfloat16) for name, value in made_inputs(batch).items()}
         ours, theirs = (_sampler(way, model, given, options.steps) for way in (one_pass, two_passes))
         taken, usual = (seconds(run, world, max(1, options.repeats // 4)) / batch for run in (ours, theirs))
-        rows.append([batch, "compiled" if compiled else "eager", usual, taken, usual / taken])
-    return rows
+        return [usual, taken, usual / taken]
+
+    yield from rows(batches, compiled, measured)
+
+
+def rows(batches: list[int], compiled: bool, measured: Callable[[int], list]) -> Iterator[list]:
+    """A row as soon as it is measured; a batch that the GPU has no room for says so, and the others are measured all the same."""
+    for batch in batches:
+        try:
+            cells = measured(batch)
+        except torch.OutOfMemoryError:
+            cells = ["out of memory", "", ""]
+        # What the error held on to is let go of only here, after its handler.
+        gc.collect()
+        torch.cuda.empty_cache()
+        yield [batch, "compiled" if compiled else "eager", *cells]
+
+
+def show_each(title: str, header: list[str], found: Iterator[list]) -> None:
+    """The table of `show`, each row printed as it comes."""
+    show(title, header, [])
+    for row in found:
+        print(f"| {' | '.join(f'{cell:.3g}' if isinstance(cell, float) else str(cell) for cell in row)} |", flush=True)
 
 
 def _sampler(way: Callable, model: MMDiT, given: dict[str, torch.Tensor], steps: int) -> Callable[[], torch.Tensor]:
@@ -96,7 +123,7 @@ def _wait(world: World) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print both tables, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="one small batch, eager, on any device")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256, 512], help="of training")
@@ -114,10 +141,11 @@ def main() -> None:
     device = torch.cuda.get_device_name() if world.device.type == "cuda" else "no GPU"
     kernel = layers.attention_kernel(world.device.type, torch.bfloat16, 64, layers.flash_attn_func is not None)
     print(f"{machine('torch', 'deepspeed')}; {device}; attention by {kernel}")
-    show("Training small_16k, bfloat16", ["batch", "blocks", "s per step", "clips/s", "MFU"],
-         [row for compiled in blocks for row in training(options.batches, compiled, world, options)])
-    show(f"Sampling 8 s, {options.steps} steps with guidance, bfloat16: s per clip", ["batch", "blocks", "two passes", "one pass", "ratio"],
-         [row for compiled in blocks for row in sampling(options.clips, compiled, world, options)])
+    show_each("Training small_16k, bfloat16", ["batch", "blocks", "s per step", "clips/s", "MFU"],
+              (row for compiled in blocks for row in training(options.batches, compiled, world, options)))
+    show_each(f"Sampling 8 s, {options.steps} steps with guidance, bfloat16: s per clip",
+              ["batch", "blocks", "two passes", "one pass", "ratio"],
+              (row for compiled in blocks for row in sampling(options.clips, compiled, world, options)))
 
 
 if __name__ == "__main__":

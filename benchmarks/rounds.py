@@ -1,11 +1,12 @@
-"""Whether preference rounds raise the reward of a generator that was stopped early, over seeds, and at what cost.
+"""Whether preference rounds raise the reward of a generator that was trained for a short time, over seeds, and at what cost.
 
     python -m benchmarks.rounds run OUT [--steps 500] [--rounds 3] [--set key=value ...]
     python -m benchmarks.rounds table OUT
 
 OUT is a folder of finished seeds from `python -m benchmarks.learning run OUT`. `run` makes OUT/seed-S/early for each: the seed's
-autoencoder, encoder and features, a generator of its own that trains for fewer steps, and the rounds from there. It goes on where it
-stopped. `table` prints Markdown from the signs of the rounds and keeps it as OUT/rounds.md.
+autoencoder, encoder and features, a generator of its own that trains for fewer steps, the rounds from there, and an evaluation. It goes
+on where it stopped. `table` prints Markdown and keeps it as OUT/rounds.md: what the kept round changed on the evaluation's clips, which
+did not choose it, and every round on the watch clips.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import machine
-from benchmarks.learning import foleyscale, launcher
+from benchmarks.learning import foleyscale, launcher, over_seeds
 from pipelines.recipes import dump_recipe, load_recipe
 from pipelines.signs import BEST, ROUNDS
 
 OWN = "early"
 LINKED = ("autoencoder", "contrastive", "features")
-SIGMAS, FLOW_RISE = 3.0, 0.05
-"""Bars: least rise of the held-out reward in standard errors of the paired difference; largest relative rise of the flow loss."""
+SIGMAS, ONSET_SIGMAS, FLOW_RISE = 3.0, 2.0, 0.05
+"""Bars: least rise of the reward and largest fall of onset F1, in standard errors of the paired difference; largest relative rise of the
+flow loss."""
+CHANGED = ("reward", "onset F1", "flow loss")
 
 
 def run(out: Path, steps: int, rounds: int, overrides: Sequence[str]) -> None:
@@ -41,56 +43,66 @@ def run(out: Path, steps: int, rounds: int, overrides: Sequence[str]) -> None:
         recipe.write_text(dump_recipe(wanted))
         print(f"{seed.name}: {steps} steps, then {rounds} rounds", flush=True)
         foleyscale(Path.cwd(), "run", str(recipe), launcher=launcher())
-
-
-@dataclass(frozen=True)
-class Round:
-    """A line of rounds.jsonl: a preference round, or as round 0 the generator that they start from."""
-
-    seed: str
-    round: int
-    clips: int
-    signs: dict
-
-    def missed(self) -> list[str]:
-        """Bars that it misses."""
-        (rise, error), (onsets, onset_error) = self._change("reward"), self._change("onset_f1")
-        met = {"reward": rise >= SIGMAS * error, "onset F1": onsets >= -2 * onset_error, "flow loss": self._flow_rise <= FLOW_RISE}
-        return [name for name, is_met in met.items() if not is_met]
-
-    def cells(self, kept: bool) -> list[str]:
-        """Its line in the table."""
-        value = {name: sign["value"] for name, sign in self.signs.items()}
-        head = [self.seed, f"{self.round}{', kept' * kept}", f"{value['reward']:.4f}"]
-        if not self.round:
-            return [*head, "", "", f"{value['onset_f1']:.3f}", f"{value['flow_loss']:.4f}", "", ""]
-        (rise, error), onsets = self._change("reward"), self._change("onset_f1")
-        return [*head, f"{rise:+.4f} ± {error:.4f}", f"{rise / error:+.1f}" if error else "", f"{onsets[0]:+.3f} ± {onsets[1]:.3f}",
-                f"{self._flow_rise:+.2%}", f"{value['accuracy']:.2f}", ", ".join(self.missed()) or "none"]
-
-    def _change(self, name: str) -> tuple[float, float]:
-        sign = self.signs[f"{name}_since_start"]
-        return sign["value"], sign["error"]
-
-    @property
-    def _flow_rise(self) -> float:
-        return self.signs["flow_rise_since_start"]["value"]
+        foleyscale(Path.cwd(), "evaluate", "--run", str(folder), fine=(0, 1))  # 1: a bar of the recipe was missed, as is to be expected
 
 
 def table(out: Path) -> str:
-    """A line per seed and round, as Markdown."""
-    columns = ("seed", "round", "reward", "its change", "in s.e.", "change of onset F1", "rise of flow loss", "implicit accuracy", "missed")
-    lines = [f"{machine('torch', 'deepspeed')}. Changes are since the start, ± is the standard error of the paired difference over the "
-             "watch clips. Round 0 is the start, with its onset F1 and flow loss.", "",
-             f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]  # fmt: skip
-    for seed in _seeds(out, f"{OWN}/preference/{BEST}"):
-        folder = seed / OWN / "preference"
-        best = json.loads((folder / BEST).read_text())
-        rounds = [Round(seed.name, **json.loads(line)) for line in (folder / ROUNDS).read_text().splitlines()]
-        lines += [f"| {' | '.join(each.cells(kept=each.round == best['round']))} |" for each in rounds]
-    text = "\n".join(lines) + "\n"
+    """What the kept round changed, and every round, as Markdown."""
+    runs = {seed.name: seed / OWN for seed in _seeds(out, f"{OWN}/evaluation.json")}
+    text = "\n".join([f"{machine('torch', 'deepspeed')}. ± is the standard error of the paired difference over clips; of the mean, over "
+                      "seeds.", "", *_kept_lines(runs), "", *_round_lines(runs)]) + "\n"  # fmt: skip
     (out / "rounds.md").write_text(text)
     return text
+
+
+def _kept_lines(runs: dict[str, Path]) -> list[str]:
+    """The kept round against the start, on the clips of the evaluation."""
+    lines = _head("seed", "kept", *(f"{name}, change" for name in CHANGED), "flow loss, relative", "missed")
+    changes = {name: [] for name in CHANGED}
+    for seed, run in runs.items():
+        figures = {figure["name"]: figure for figure in json.loads((run / "evaluation.json").read_text())["figures"]}
+        kept, start = json.loads((run / "preference" / BEST).read_text())["round"], figures["flow loss, right video"]["value"]
+        found = {name: figures.get(f"{name}, after minus before preference", {"value": 0.0, "standard_error": 0.0}) for name in CHANGED}
+        pairs = {name: (figure["value"], figure["standard_error"]) for name, figure in found.items()}
+        for name, (value, _) in pairs.items():
+            changes[name].append(value)
+        told = [f"{value:+.4f} ± {error:.4f}" for value, error in pairs.values()]
+        rise = pairs["flow loss"][0] / start
+        lines.append(_line(seed, f"round {kept}" if kept else "the start", *told, f"{rise:+.1%}", ", ".join(missed(pairs, rise)) or "none"))
+    return [*lines, _line("mean", "", *(over_seeds(values) for values in changes.values()), "", "")]
+
+
+def missed(changes: dict[str, tuple[float, float]], rise: float) -> list[str]:
+    """Bars that a round misses, by its changes of reward and onset F1, each with its error, and the relative rise of the flow loss."""
+    (reward, error), (onsets, onset_error) = changes["reward"], changes["onset F1"]
+    met = {"reward": reward > 0 and reward >= SIGMAS * error, "onset F1": onsets >= -ONSET_SIGMAS * onset_error,
+           "flow loss": rise <= FLOW_RISE}  # fmt: skip
+    return [name for name, is_met in met.items() if not is_met]
+
+
+def _round_lines(runs: dict[str, Path]) -> list[str]:
+    """Every round on the clips that chose among them; round 0 is the start."""
+    signs = ("reward", "reward_since_start", "onset_f1", "flow_loss", "accuracy")
+    lines = _head("seed", "round, on the watch clips", *signs)
+    for seed, run in runs.items():
+        for found in map(json.loads, (run / "preference" / ROUNDS).read_text().splitlines()):
+            lines.append(_line(seed, found["round"], *(_told(found["signs"].get(name)) for name in signs)))
+    return lines
+
+
+def _told(sign: dict | None) -> str:
+    """A sign with its error; one that is missing or not finite is null in the file."""
+    if sign is None or sign["value"] is None:
+        return "–"
+    return f"{sign['value']:.4f}" + ("" if sign["error"] is None else f" ± {sign['error']:.4f}")
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), f"|{'---|' * len(names)}"]
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _seeds(out: Path, finished: str) -> list[Path]:

@@ -1,14 +1,16 @@
 """Raw samples per second in one process: this project's stream against webdataset, MosaicML streaming and litdata.
 
     pip install webdataset mosaicml-streaming litdata
-    python -m benchmarks.stream_reading [--folder DIR] [--samples 1024] [--kb 400] [--batch 16] [--repeats 5]
+    python -m benchmarks.stream_reading [--folder DIR] [--samples 4096] [--kb 400] [--batch 16] [--repeats 5]
 
 All read the same random bytes from the page cache and hand over every sample's bytes; webdataset reads our own tars. "In order"
 is one pass as the samples lie; "shuffled" is training's order: a window of 16 shards here, each peer's own shuffle there. Each side
 gives samples as it does to training: the peers one at a time, this project in batches. Only this project compares a checksum of every
 sample with the one that was written; there is no switch to leave that out.
 
-Processor time counts all threads: this project reads long batches with two. Where the processors are busy with other work, compare that.
+Each reader has a process of its own, so that what one does to its memory allocator or leaves behind in threads is no other's gain or
+loss; they take turns. Processor time counts all threads: this project reads long batches with two. Where the processors are busy with
+other work, compare that.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import importlib.util
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -43,38 +49,57 @@ def main() -> None:
     """Write the samples for every peer that is installed, read them in turns, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--kb", type=int, default=400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    peers = {name: package for name, package in PEERS.items() if importlib.util.find_spec(MODULES[name])}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        runs, order = prepare(Path(folder), arguments.samples, arguments.kb * 1000, arguments.batch)
-        busy: dict[str, list[float]] = {name: [] for name in runs}
-        timed = {name: (lambda name=name, read=read: busy[name].append(count(read(), arguments.samples))) for name, read in runs.items()}
-        seconds = alternate(timed, arguments.repeats)
-    rate = {name: arguments.samples / value for name, value in seconds.items()}
-    print(machine(*("torch", *order.values())))
+        write(Path(folder), peers, arguments.samples, arguments.kb * 1000)
+        readers = {f"foleyscale, batch {batch}": partial(ours, Path(folder), batch) for batch in sorted({arguments.batch, 1}, reverse=True)}
+        readers |= {name: partial(READERS[name], Path(folder)) for name in peers}
+        seconds, busy = take_turns(readers, arguments.samples, arguments.repeats)
+    print(machine(*("torch", *peers.values())))
+    ours_first = [name for name in readers if name not in peers]
     for how in ("in order", "shuffled"):
-        ours = rate[f"foleyscale {how}"]
-        used = {name: 1e6 * median(busy[f"{name} {how}"]) / arguments.samples for name in ("foleyscale", *order)}
-        rows = [[name, rate[f"{name} {how}"], rate[f"{name} {how}"] * arguments.kb / 1000, ours / rate[f"{name} {how}"],
-                 used[name], used[name] / used["foleyscale"]] for name in used]  # fmt: skip
-        header = ["reader", "samples/s", "MB/s", "ours / theirs", "processor, us a sample", "theirs / ours"]
+        rate = {name: arguments.samples / seconds[name, how] for name in readers}
+        used = {name: 1e6 * median(busy[name, how]) / arguments.samples for name in readers}
+        rows = [[name, rate[name], rate[name] * arguments.kb / 1000, *(rate[own] / rate[name] for own in ours_first),
+                 used[name], *(used[name] / used[own] for own in ours_first)] for name in readers]  # fmt: skip
+        header = ["reader", "samples/s", "MB/s", *(f"{own} / this" for own in ours_first),
+                  "processor, us a sample", *(f"this / {own}" for own in ours_first)]  # fmt: skip
         show(f"{arguments.samples} samples of {arguments.kb} KB, {how}", header, rows)
 
 
-def prepare(folder: Path, samples: int, size: int, batch: int) -> tuple[dict[str, Callable[[], Iterable[bytes]]], dict[str, str]]:
-    """What reads all samples once, by name; and the packages of the peers."""
-    runs = ours(write_tars(folder / "tars", samples, size), batch)
-    peers = {name: package for name, package in PEERS.items() if importlib.util.find_spec(MODULES[name])}
-    if "webdataset" in peers:
-        runs |= webdataset_runs(folder / "tars")
+Read = Callable[[bool], Iterable[bytes]]
+"""All samples once: shuffled or in order."""
+Run = tuple[str, str]
+"""A reader and how it reads."""
+
+
+def take_turns(readers: dict[str, Read], samples: int, repeats: int) -> tuple[dict[Run, float], dict[Run, list[float]]]:
+    """Median seconds of each reader, by name and order, and its seconds of processor each time."""
+    with ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        homes = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in readers}
+        busy: dict[Run, list[float]] = {(name, how): [] for name in readers for how in ("in order", "shuffled")}
+
+        def run(name: str, how: str) -> None:
+            busy[name, how].append(homes[name].submit(count, readers[name], how == "shuffled", samples).result())
+
+        for name in readers:  # imports are no part of reading
+            homes[name].submit(count, readers[name], False, samples).result()
+        return alternate({each: partial(run, *each) for each in busy}, repeats), busy
+
+
+def write(folder: Path, peers: Iterable[str], samples: int, size: int) -> None:
+    """The same samples as each reader wants them."""
+    write_tars(folder / "tars", samples, size)
     if "MosaicML MDS" in peers:
-        runs |= mosaic_runs(folder / "mds", samples, size)
+        write_mosaic(folder / "mds", samples, size)
     if "litdata" in peers:
-        runs |= litdata_runs(folder / "litdata", samples, size)
-    return runs, peers
+        write_litdata(folder / "litdata", samples, size)
 
 
 def contents(samples: int, size: int) -> Iterator[bytes]:
@@ -83,10 +108,10 @@ def contents(samples: int, size: int) -> Iterator[bytes]:
     return (noise.bytes(size) for _ in range(samples))
 
 
-def count(samples: Iterable[bytes], expected: int) -> float:
+def count(read: Read, shuffle: bool, expected: int) -> float:
     """Seconds of processor to take all samples as decoders do, as bytes: some readers hand over views of files that nobody has read yet."""
     begin = time.process_time()
-    found = sum(1 for sample in samples if bytes(sample))
+    found = sum(1 for sample in read(shuffle) if bytes(sample))
     if found != expected:
         raise RuntimeError(f"{found} samples came instead of {expected}")
     return time.process_time() - begin
@@ -110,53 +135,54 @@ def write_tars(folder: Path, samples: int, size: int) -> ShardSet:
     return build_index(folder, {})
 
 
-def ours(shards: ShardSet, batch: int) -> dict[str, Callable[[], Iterable[bytes]]]:
-    """This project: a pass in order, and an epoch of training."""
-    def shuffled() -> Iterator[bytes]:
-        batches = ClipStream(ShardSet.open(shards.url), raw, batch_size=batch).batches()
-        return (sample for _ in range(len(shards) // batch) for sample in next(batches)["bin"])
+def ours(folder: Path, batch: int, shuffle: bool) -> Iterator[bytes]:
+    """This project: a pass in order, or an epoch of training."""
+    shards = ShardSet.open(folder / "tars")
+    if not shuffle:
+        yield from chain.from_iterable(map(itemgetter("bin"), one_pass(shards, raw, batch)))  # holds one batch at a time
+        return
+    batches = ClipStream(shards, raw, batch_size=batch).batches()
+    for _ in range(len(shards) // batch):
+        yield from next(batches)["bin"]
 
-    def in_order() -> Iterator[bytes]:
-        return chain.from_iterable(map(itemgetter("bin"), one_pass(ShardSet.open(shards.url), raw, batch)))  # holds one batch at a time
 
-    return {"foleyscale in order": in_order, "foleyscale shuffled": shuffled}
-
-
-def webdataset_runs(folder: Path) -> dict[str, Callable[[], Iterable[bytes]]]:
+def webdataset(folder: Path, shuffle: bool) -> Iterator[bytes]:
     """webdataset over the same tars, with its usual buffer of 1000 samples where it shuffles."""
-    import webdataset
+    from webdataset import WebDataset
 
-    urls = sorted(map(str, folder.glob("*.tar")))
-
-    def read(buffer: int) -> Iterator[bytes]:
-        data = webdataset.WebDataset(urls, shardshuffle=SHARDS if buffer else False, empty_check=False)
-        return (sample["bin"] for sample in (data.shuffle(buffer) if buffer else data))
-
-    return {"webdataset in order": lambda: read(0), "webdataset shuffled": lambda: read(1000)}
+    urls = sorted(map(str, (folder / "tars").glob("*.tar")))
+    data = WebDataset(urls, shardshuffle=SHARDS if shuffle else False, empty_check=False)
+    return (sample["bin"] for sample in (data.shuffle(1000) if shuffle else data))
 
 
-def mosaic_runs(folder: Path, samples: int, size: int) -> dict[str, Callable[[], Iterable[bytes]]]:
-    """MosaicML streaming over its own shards of 64 MB, already local."""
-    # Its pictures' data sets import torchvision, whose build on PyPI does not load beside a CPU build of torch.
-    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
-        module = sys.modules[name] = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        module.VisionDataset = module.to_tensor = object
-    from streaming import MDSWriter, StreamingDataset
+def write_mosaic(folder: Path, samples: int, size: int) -> None:
+    """Shards of 64 MB."""
+    _without_torchvision()
+    from streaming import MDSWriter
 
     with MDSWriter(out=str(folder), columns={"bin": "bytes"}) as writer:
         for sample in contents(samples, size):
             writer.write({"bin": sample})
 
-    def read(shuffle: bool) -> Iterator[bytes]:
-        return (sample["bin"] for sample in StreamingDataset(local=str(folder), batch_size=1, shuffle=shuffle))
 
-    return {"MosaicML MDS in order": lambda: read(False), "MosaicML MDS shuffled": lambda: read(True)}
+def mosaic(folder: Path, shuffle: bool) -> Iterator[bytes]:
+    """MosaicML streaming over its own shards, already local."""
+    _without_torchvision()
+    from streaming import StreamingDataset
+
+    return (sample["bin"] for sample in StreamingDataset(local=str(folder / "mds"), batch_size=1, shuffle=shuffle))
 
 
-def litdata_runs(folder: Path, samples: int, size: int) -> dict[str, Callable[[], Iterable[bytes]]]:
-    """litdata over its own chunks of 64 MB."""
-    from litdata import StreamingDataset
+def _without_torchvision() -> None:
+    """MosaicML's data sets of pictures import torchvision, whose build on PyPI does not load beside a CPU build of torch."""
+    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
+        module = sys.modules[name] = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        module.VisionDataset = module.to_tensor = object
+
+
+def write_litdata(folder: Path, samples: int, size: int) -> None:
+    """Chunks of 64 MB."""
     from litdata.streaming.writer import BinaryWriter
 
     os.makedirs(folder)
@@ -166,10 +192,15 @@ def litdata_runs(folder: Path, samples: int, size: int) -> dict[str, Callable[[]
     writer.done()
     writer.merge()
 
-    def read(shuffle: bool) -> Iterator[bytes]:
-        return iter(StreamingDataset(str(folder), shuffle=shuffle))
 
-    return {"litdata in order": lambda: read(False), "litdata shuffled": lambda: read(True)}
+def litdata(folder: Path, shuffle: bool) -> Iterator[bytes]:
+    """litdata over its own chunks."""
+    from litdata import StreamingDataset
+
+    return iter(StreamingDataset(str(folder / "litdata"), shuffle=shuffle))
+
+
+READERS = {"webdataset": webdataset, "MosaicML MDS": mosaic, "litdata": litdata}
 
 
 if __name__ == "__main__":

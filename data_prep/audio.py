@@ -64,6 +64,9 @@ MEL_SPECS: dict[str, MelSpec] = {
     # SF-CAVP's paper names no front end. Ours: 10 ms hops (4 to a frame at 25 fps) and a 25 ms window for sharp onsets,
     # as Synchformer has; n_fft above the window because the lowest bands are 23 Hz apart: at n_fft 512 some hold no bin.
     "sf_cavp": MelSpec(sample_rate=16000, n_fft=1024, hop=160, win=400, bands=128, fmax=8000.0, log="ln"),
+    # The same frames and bands for sound at 44.1 kHz. An odd hop takes an odd n_fft: 50 ms, of small prime factors. Magnitudes grow
+    # with n_fft, so these log-mels lie ln(2205 / 1024) = 0.77 higher.
+    "sf_cavp_44k": MelSpec(sample_rate=44100, n_fft=2205, hop=441, win=1103, bands=128, fmax=8000.0, log="ln"),
 }
 
 
@@ -98,7 +101,8 @@ def mel_to_hertz(mel: np.ndarray | float) -> np.ndarray:
 def mel_basis(spec: str | MelSpec) -> np.ndarray:
     """Triangular filters (bands, n_fft // 2 + 1), float32, each of unit area in Hz (Slaney's normalisation)."""
     spec = mel_spec(spec)
-    bins = np.linspace(0.0, spec.sample_rate / 2, spec.n_fft // 2 + 1)
+    # The last bin of an odd n_fft lies below half the sample rate.
+    bins = np.linspace(0.0, spec.n_fft // 2 * spec.sample_rate / spec.n_fft, spec.n_fft // 2 + 1)
     edges = mel_to_hertz(np.linspace(hertz_to_mel(spec.fmin), hertz_to_mel(spec.fmax), spec.bands + 2))
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(min=0.0)

@@ -21,7 +21,7 @@ from data_prep.members import Fault, MemberReader, Wanted
 from data_prep.parallel import in_order
 from data_prep.remote.disk_cache import DiskCache
 from data_prep.shards import shard_name
-from data_prep.sidecar import Member, ShardError, Sidecar, parse_sidecar, read_sidecar, sidecar_hash
+from data_prep.sidecar import Member, ShardError, Sidecar, parse_sidecar, sidecar_hash
 from data_prep.storage import Folder, parse_parquet
 
 __all__ = ["Entry", "Layer", "Member", "ShardError", "ShardInfo", "ShardSet", "ShardTable", "build_index", "shard_info", "some"]
@@ -280,8 +280,14 @@ class ShardSet:
 
 
 def _sidecar_of(layers: Sequence[Layer], layer: int, shard: int) -> Sidecar:
-    name = layers[layer].shards.name(shard)
-    return Sidecar(layer, name, read_sidecar(layers[layer].folder, name))
+    """The sidecar that was indexed; RuntimeError where another has come in its place, as the order counts on the index's clips."""
+    folder, info = layers[layer].folder, layers[layer].shards[shard]
+    data, place = folder.read(f"{info.name}.parquet"), f"{folder.url}/{info.name}.parquet"
+    if crc32(data) != info.sidecar_crc32:
+        # No ShardError, as it is no fault of one clip: all of them would go to the quarantine one by one.
+        raise RuntimeError(f"{place}: not the file that was indexed; index again with `foleyscale prep index {folder.url}`, "
+                           "or where nobody wrote it again, look with `foleyscale prep verify`")  # fmt: skip
+    return Sidecar(layer, info.name, parse_sidecar(data, place))
 
 
 def build_index(url: str | os.PathLike[str], settings: dict[str, Any], expected: int | None = None, tars: Folder | None = None) -> ShardSet:

@@ -55,11 +55,6 @@ def _absorb(state: int, value: int) -> int:
     return state ^ (state >> 31)
 
 
-@lru_cache(256)
-def _round_keys(key: int) -> tuple[int, ...]:
-    return tuple(mix(key, number) for number in range(_ROUNDS))
-
-
 def permute(index: int, size: int, key: int) -> int:
     """The image of `index` under the permutation of range(size) that `key` names.
 
@@ -68,17 +63,22 @@ def permute(index: int, size: int, key: int) -> int:
     """
     if not 0 <= index < size:
         raise ValueError(f"index {index} is outside range({size})")
-    a = math.isqrt(size - 1) + 1
-    b = -(-size // a)
-    keys = _round_keys(key)
+    a, b, keys = _network(size, key)
     while True:
-        left, right = index % a, index // a
-        for number in range(0, _ROUNDS, 2):
-            left = (left + _absorb(keys[number], right)) % a
-            right = (right + _absorb(keys[number + 1], left)) % b
+        right, left = divmod(index, a)
+        for even, odd in keys:
+            left = (left + _absorb(even, right)) % a
+            right = (right + _absorb(odd, left)) % b
         index = right * a + left
         if index < size:
             return index
+
+
+@lru_cache(256)
+def _network(size: int, key: int) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """The two sides of a permutation's network and the keys of its rounds, in pairs."""
+    a = math.isqrt(size - 1) + 1
+    return a, -(-size // a), tuple((mix(key, number), mix(key, number + 1)) for number in range(0, _ROUNDS, 2))
 
 
 class Order:
@@ -146,6 +146,8 @@ class _Pool:
         self._block = _block_size(counts)
         # Windows of equal size: a short last one would be read from too few shards.
         self._windows = max(1, (self.size + self._block * window // 2) // (self._block * window))
+        # Positions are asked for one after the other: they share a window, and its blocks.
+        self._window_at = lru_cache(4)(self._window_of)
         self._block_start = lru_cache(8 * window)(self._start_of_block)
 
     def __reduce__(self) -> tuple[type[_Pool], tuple[np.ndarray, int, int]]:
@@ -162,9 +164,13 @@ class _Pool:
 
     def _shuffled(self, epoch: int, place: int) -> int:
         """Where the clip at `place` of the epoch lay before the clips of each window were permuted."""
-        window = ((place + 1) * self._windows - 1) // self.size
-        first, end = (number * self.size // self._windows for number in (window, window + 1))
-        return first + permute(place - first, end - first, mix(self._key, _CLIPS, epoch, window))
+        first, size, key = self._window_at(epoch, ((place + 1) * self._windows - 1) // self.size)
+        return first + permute(place - first, size, key)
+
+    def _window_of(self, epoch: int, number: int) -> tuple[int, int, int]:
+        """The first place of the epoch's window of that number, its places, and the key of their permutation."""
+        first, end = (each * self.size // self._windows for each in (number, number + 1))
+        return first, end - first, mix(self._key, _CLIPS, epoch, number)
 
     def _start_of_block(self, epoch: int, block: int) -> int:
         """Where on the line of clips the epoch's block number `block` begins."""

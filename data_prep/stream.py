@@ -6,6 +6,7 @@ All state is (data, seed, position), equal on every rank. World size and the num
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from data_prep.streaming.reading import BadClip, Batch, ClipReader, Decode, coll
 __all__ = ["BadClip", "Batch", "ClipStream", "collate", "one_pass"]
 
 _ATTEMPTS = 16
+_JUDGED_EVERY = 16
+"""Steps from one judgement of the bad clips of all ranks to the next: each waits for the device."""
+_log = logging.getLogger(__name__)
 
 
 class ClipStream:
@@ -32,6 +36,8 @@ class ClipStream:
     window: shards mixed at a time (data_prep.order). weights: whole numbers, the shares of several sets; None makes them one.
     quarantine: local JSON-lines file of unreadable clips; each is replaced by another, the same after every restart.
     max_bad_share: share of unreadable clips among those seen that stops the run.
+    total: sums named numbers over all ranks, which call it at the same steps and so stop at the same one; without it a rank judges its
+        own clips alone.
     clip_timeout: seconds after which a worker process that still decodes one clip is killed and the clip counts as unreadable.
     cache_gb: memory for decoded clips, of all workers of this rank together; it changes the speed, not the batches.
     """
@@ -49,6 +55,7 @@ class ClipStream:
         window: int = 16,
         weights: Sequence[int] | None = None,
         max_bad_share: float = 0.01,
+        total: Callable[[dict[str, float]], Mapping[str, float]] | None = None,
         quarantine: str | os.PathLike[str] | None = None,
         clip_timeout: float = 60.0,
         cache_gb: float = 0.0,
@@ -67,7 +74,7 @@ class ClipStream:
         self.clip_timeout, self.cache_gb = clip_timeout, cache_gb
         self._rank, self._world_size = rank, world_size
         self._share = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._quarantine = Quarantine(quarantine, max_bad_share)
+        self._quarantine, self._total = Quarantine(quarantine, max_bad_share), total
         # Workers are apart by less than a window: two windows are in work, and a block of ragged shards touches two or three.
         sets = [each.keeping_open(4 * window + 4) for each in self.sets]
         self._reader = ClipReader(sets, decode, seed, self._quarantine.deadly())
@@ -98,14 +105,23 @@ class ClipStream:
         cache = DecodedCache(self.cache_gb * 2**30 / max(1, workers))
         make = _TrainingBatches(replace(self._reader, cache=cache), self.order, self.position, self.batch_size, self._share)
         expected = self.position
-        for batch, bad in load(make, None, workers, all(each.is_local for each in self.sets), self.clip_timeout):
+        steps = load(make, None, workers, all(each.is_local for each in self.sets), self.clip_timeout)
+        for step, (batch, bad) in enumerate(steps):
             if self.position != expected:
                 raise RuntimeError(f"the stream was moved from position {expected} to {self.position} while it ran; call batches() again")
             self._quarantine.count(len(self._share), bad)
+            self._judge(step)
             # Only here, where the consumer takes it, does a batch count: what workers prepared ahead is made again after a restart.
             self.position = expected = expected + self.batch_size
             yield batch
             del batch  # where the consumer has dropped it too, the next one is made in its memory
+
+    def _judge(self, step: int) -> None:
+        """Stop where too many clips are bad, on all ranks at once: one that stops alone leaves the others waiting for it."""
+        if self._total is None:
+            self._quarantine.judge()
+        elif step % _JUDGED_EVERY == 0:
+            self._quarantine.judge(self._total({"seen": self.seen, "bad": self.bad}))
 
     def state_dict(self, totals: Mapping[str, int] | None = None) -> dict[str, Any]:
         """What a restart needs, equal on all ranks; "sets" and the order's settings only serve to name a difference.
@@ -122,14 +138,16 @@ class ClipStream:
     def load_state_dict(self, state: dict[str, Any], allow_data_change: bool = False) -> None:
         """Go on where `state` was taken; ValueError names what differs, as clips would then be seen twice or never.
 
-        With allow_data_change the stream goes on at the same position of its own, different order.
+        With allow_data_change the stream goes on at the same position of its own, different order, and a line of the log says so.
         """
-        differences = self._differences(state)
-        if differences and not allow_data_change:
-            raise ValueError(
-                f"cannot resume the data stream: {'; '.join(differences)}. "
-                f"Restore it, or allow the data to change: training goes on at position {state['position']} of the new order"
-            )
+        if differences := "; ".join(self._differences(state)):
+            if not allow_data_change:
+                raise ValueError(
+                    f"cannot resume the data stream: {differences}. "
+                    f"Restore it, or allow the data to change: training goes on at position {state['position']} of the new order"
+                )
+            if not self._rank:
+                _log.warning("the data stream has changed: %s; it goes on at position %s of the new order", differences, state["position"])
         self.position = int(state["position"])
         self._quarantine.restore(state, self._rank, self._world_size)
 

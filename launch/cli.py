@@ -62,13 +62,19 @@ app.command()(sweep)
 @app.command()
 def export(
     run_folder: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, such as mmaudio_small_16k.pth.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File for the generator, such as mmaudio_small_16k.pth.")] = None,
     stage: Annotated[str | None, typer.Option(help="Generator to take; the last by default.")] = None,
+    vae_out: Annotated[Path | None, typer.Option("--vae-out", help="File for the autoencoder, such as v1-16.pth.")] = None,
 ):
-    """Write a run's generator under the names of MMAudio's checkpoints."""
-    from pipelines.published import export_public
+    """Write a run's generator and autoencoder under the names of MMAudio's checkpoints."""
+    if out is None and vae_out is None:
+        raise ValueError("there is nothing to write: name --out, --vae-out or both")
+    from pipelines.published import export_public, export_public_vae
 
-    typer.echo(f"{out}: {export_public(run_folder, out, stage)}")
+    if out:
+        typer.echo(f"{out}: {export_public(run_folder, out, stage)}")
+    if vae_out:
+        typer.echo(f"{vae_out}: {export_public_vae(run_folder, vae_out)}")
 
 
 @app.command()

@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.encoders.sf_cavp import SFCAVP
+from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.encoders.synchformer import Synchformer
 
 __all__ = [
     *("CLIPImageConditioner", "CLIPTextConditioner", "CombinedConditioner", "Conditioner", "Conditions"),
-    *("EncoderConditioner", "FrameView", "ImageTextEncoder", "SynchformerConditioner"),
+    *("EncoderConditioner", "FrameView", "ImageTextEncoder", "SynchformerConditioner", "ends_within_segment"),
 ]
 
 SLOTS = ("clip", "sync", "text")
@@ -80,6 +80,9 @@ class EncoderConditioner(Conditioner):
 
     Each channel is standardised over a sample of the data. Features after a ReLU are all positive and of very different sizes;
     unscaled, the few large ones drown the transients that carry the timing.
+
+    A clip has the tokens of its whole segments, whatever is left over: the generator lays them evenly over all of a clip, so where
+    there is a rest they are spread over it too.
     """
 
     fills = ("clip", "sync")
@@ -94,10 +97,21 @@ class EncoderConditioner(Conditioner):
 
     def forward(self, frames: Tensor) -> tuple[Conditions, Tensor]:
         """Frames (B, T, C, H, W) in [0, 1] -> conditions, and the segment embeddings (B, S, D) that the reward compares."""
+        config, count = self.encoder.config, frames.shape[1]
+        missing = -_rest(count, config) % config.hop_frames
+        if missing:
+            # The last picture stands until the segment ends, so that the rest is seen.
+            frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
         features = self.encoder.encode_video(frames)
-        clip = (features.semantic - self.clip_mean) / self.clip_std
-        sync = (features.sync - self.sync_mean) / self.sync_std
-        return Conditions(clip=clip, sync=sync), features.segments
+        segments, semantic, sync = features.segments, features.semantic, features.sync
+        if missing:
+            whole, total = segments.shape[1] - 1, segments.shape[1]
+            semantic, sync = (_in_time(x, x.shape[1] * whole // total, count / (count + missing)) for x in (semantic, sync))
+            # A segment of sound is whole as well.
+            segments = segments[:, :whole]
+        clip = (semantic - self.clip_mean) / self.clip_std
+        sync = (sync - self.sync_mean) / self.sync_std
+        return Conditions(clip=clip, sync=sync), segments
 
     def conditions(self, frames: Mapping[FrameView, Tensor], text: Sequence[str] | None = None) -> Conditions:
         """Conditions alone, for callers that do not know which conditioner they have."""
@@ -231,6 +245,26 @@ class CombinedConditioner(Conditioner):
         sizes = [part.sizes(seconds) for part in self.parts]
         chosen = [(name, sizes[index]) for name, index in self.sources.items()]
         return {field: value for name, fields in chosen for field, value in fields.items() if field.startswith(f"{name}_")}
+
+
+def ends_within_segment(seconds: float, config: SFCAVPConfig) -> bool:
+    """Whether a clip of `seconds` is no whole number of a contrastive encoder's segments."""
+    return _rest(_frames(seconds, config.fps), config) > 0
+
+
+def _rest(frames: int, config: SFCAVPConfig) -> int:
+    """Frames after the last whole segment; 0 too where there is none, which an encoder refuses."""
+    return max(0, frames - config.segment_frames) % config.hop_frames
+
+
+def _in_time(tokens: Tensor, count: int, share: float) -> Tensor:
+    """Tokens (B, N, D) -> `count` fewer ones (B, count, D) that lie evenly over the first `share` of their time: means, so none is lost."""
+    length = tokens.shape[1]
+    width = share * length / count
+    starts, places = (torch.arange(n, device=tokens.device, dtype=torch.float64) for n in (count, length))
+    starts = starts[:, None] * width
+    overlap = torch.minimum(starts + width, places + 1) - torch.maximum(starts, places)
+    return (overlap.clamp_min(0) / width).to(tokens.dtype) @ tokens
 
 
 def _frames(seconds: float, fps: float) -> int:

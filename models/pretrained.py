@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.checkpoints import first_names, fitted
 from models.codecs import autoencoder
-from models.codecs.autoencoder import MelVAE
+from models.codecs.autoencoder import MelVAE, MelVAEConfig
 from models.codecs.bigvgan import load_bigvgan as load_bigvgan
 from models.encoders import slowfast, synchformer
 from models.encoders.clip import load_clip as load_clip
@@ -28,7 +28,8 @@ from models.generators.mmdit import MMDiT, MMDiTConfig
 
 __all__ = [
     *("load_bigvgan", "load_clip", "load_mmaudio", "load_mmaudio_vae", "load_slowfast_r50", "load_synchformer"),
-    *("MMAUDIO_VARIANTS", "export_mmaudio", "mmaudio_variant", "load_weights", "save_weights"),
+    *("MMAUDIO_VAES", "MMAUDIO_VARIANTS", "export_mmaudio", "export_mmaudio_vae", "mmaudio_vae_preset", "mmaudio_variant"),
+    *("load_weights", "save_weights"),
 ]
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,6 +38,9 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 MMAUDIO_VARIANTS = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 """Presets of MMDiT whose weights are published."""
+
+MMAUDIO_VAES = ("16k", "44k")
+"""Presets of MelVAE whose weights are published: v1-16.pth and v1-44.pth."""
 
 _MMAUDIO_CONSTANTS = ("t_embed.freqs", "latent_rot", "clip_rot")
 """Tables that old MMAudio checkpoints hold and the model computes."""
@@ -56,7 +60,7 @@ def load_mmaudio(state_dict: Mapping[str, Tensor], preset: str | MMDiTConfig) ->
 def export_mmaudio(model: MMDiT) -> dict[str, Tensor]:
     """State dict as MMAudio's own code loads it, for `torch.save` to mmaudio_<variant>.pth; ValueError where it is none of its variants."""
     mmaudio_variant(model)
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return _own_copy(model)
 
 
 def mmaudio_variant(model: MMDiT) -> str:
@@ -72,6 +76,24 @@ def mmaudio_variant(model: MMDiT) -> str:
 def load_mmaudio_vae(state_dict: Mapping[str, Tensor], preset: str) -> MelVAE:
     """Autoencoder published with MMAudio: v1-16.pth is "16k", v1-44.pth is "44k"."""
     return fitted(MelVAE(_preset(autoencoder.PRESETS, preset)), state_dict, f"MMAudio autoencoder checkpoint for {preset}")
+
+
+def export_mmaudio_vae(vae: MelVAE) -> dict[str, Tensor]:
+    """State dict as MMAudio's own code loads it, for `torch.save` to v1-16.pth or v1-44.pth; ValueError where it is neither.
+
+    Kernels go out as they are stored: MMAudio brings them to unit norm when it loads them, as `MPConv1d` does at every use.
+    """
+    mmaudio_vae_preset(vae.config)
+    return _own_copy(vae)
+
+
+def mmaudio_vae_preset(config: MelVAEConfig) -> str:
+    """Which of MMAudio's published autoencoders computes what one of `config` does; how it was trained does not matter."""
+    trained = {name: getattr(config, name) for name in autoencoder.TRAINING_FIELDS}
+    for preset in MMAUDIO_VAES:
+        if dataclasses.replace(autoencoder.PRESETS[preset], **trained) == config:
+            return preset
+    raise ValueError(f"this autoencoder has the sizes of none of MMAudio's ({', '.join(MMAUDIO_VAES)}): its code cannot load it")
 
 
 def load_slowfast_r50(state_dict: Mapping[str, Tensor]) -> SlowFast:
@@ -114,6 +136,10 @@ def load_weights(make: Callable[[Any], M], config_cls: type, folder: str | Path)
             raise FileNotFoundError(f"{folder / name} is missing: name a folder written by save_weights, such as a stage's export")
     config = _config(config_cls, json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
     return fitted(make(config), safetensors.torch.load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+
+
+def _own_copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

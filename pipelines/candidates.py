@@ -29,6 +29,7 @@ from models.pretrained import load_weights
 from pipelines.config import Recipe
 from pipelines.encoding import file_hash, frozen
 from pipelines.engine.checkpoint import weights_hash
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import npy, require_shards, training_videos
 from pipelines.provenance import claim, known_provenance
@@ -47,7 +48,8 @@ def make_candidates(recipe: Recipe, run: Path, features: str, start: Path, numbe
 
     Per video: `loser.npy` (N, C), `winner.npy` where the winner was generated too, `similarities.npy` (N_a + 1, S) of the candidates and
     last the true sound, and `round.json`: the candidates' seeds and scores, who lost, who won, and the true sound's score. A score that is
-    not finite is null. ProvenanceError where the folder was begun with another model or other settings.
+    not finite is null. A true sound that wins is not kept twice: training reads it from the feature shards. ProvenanceError where the
+    folder was begun with another model or other settings.
     """
     require_shards(recipe, Path(features).parent, world)
     source = _source(recipe, features, world)
@@ -126,6 +128,7 @@ class _Maker:
         decoder = TensorDecoder((*self.recipe.conditioning.slots, _seen(self.recipe), "latent_mean"))
         with ShardWriter(self.folder, info.number, split=info.split) as writer:
             for batch in one_pass(self.source.select([place]), decoder, config.batch_videos, on_bad=bad.append):
+                beat()
                 for rated in self._rate(batch):
                     _write(writer, rated, config.winner)
             record_bad(writer, bad)

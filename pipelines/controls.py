@@ -12,7 +12,7 @@ from torch import Tensor
 from data_prep.audio import log_mel
 from data_prep.index import ShardSet
 from data_prep.stream import one_pass
-from models.conditioning import CombinedConditioner
+from models.conditioning import CombinedConditioner, EncoderConditioner
 from models.encoders.batch_norm import BatchNorm
 from models.encoders.rewards import Reward
 from models.objectives.flow_dpo import segment_score
@@ -102,16 +102,16 @@ class Controls:
         """Whether the timing is there to be read, in what the generator is given and in the features of an untrained encoder."""
         own = self.held.features["sync"]
         group = self.sounding.generator.config.sync_group
-        seconds = token_seconds(self.seeing.conditioner, own.shape[1], group)
+        seconds = token_seconds(self.seeing.conditioner, own.shape[1], group, self.recipe.clip.seconds)
         trained, random = OnsetProbe(seconds, group), OnsetProbe(seconds, group)
         for batch in self._training(self.recipe.evaluation.probe_clips):
             onsets = self._onsets(log_mel(batch["waveform"], self.recipe.autoencoder.mel))
             trained.add(self._conditions(batch)["sync"], onsets)
             if untrained is not None:
-                random.add(untrained.encode_video(self._frames(batch)).sync, onsets)
+                random.add(self._tokens(untrained, batch), onsets)
         found = self._read(trained, (own,), "linear probe", partner)
         if untrained is not None:
-            tokens = (untrained.encode_video(self._frames(batch)).sync for batch in self._held())
+            tokens = (self._tokens(untrained, batch) for batch in self._held())
             found += self._read(random, tokens, "linear probe, untrained encoder", partner)
         return found
 
@@ -146,25 +146,30 @@ class Controls:
         for latents in self.held.features["latent_mean"].split(self.recipe.features.batch_size):
             mels += self._onsets(model.mel(latents))
             again += self._onsets(log_mel(model.waveform(latents), model.front_end))
-        still = replace(self.held, features=self.held.features | self._still())
+        still, black = (replace(self.held, features=self.held.features | conditions) for conditions in self._sightless())
         scores = {
             "true log-mels through the autoencoder": _scores(mels, true),
             "true log-mels through autoencoder and vocoder": _scores(again, true),
             "generated": sounded.onset_f1,
             "generated from frozen videos": sound_heldout(model, self.recipe, still, partner).onset_f1,
+            "generated from black videos": sound_heldout(model, self.recipe, black, partner).onset_f1,
             "generated, against another clip": sounded.onset_f1_shuffled,
             "silence": _scores([np.zeros(0)] * len(true), true),
         }
         return [share(f"onset F1: {name}", values, f"generated minus this {_told(sounded.onset_f1, values)}")
                 for name, values in scores.items()]  # fmt: skip
 
-    def _still(self) -> dict[str, Tensor]:
-        """Conditions of the held-out videos with their first picture all along: what is there is seen, but not when it happens."""
-        parts = []
+    def _sightless(self) -> list[dict[str, Tensor]]:
+        """Conditions of the held-out videos with their first picture all along, where what is there is seen but not when it happens; and
+        of black pictures."""
+        parts = ([], [])
         for batch in self._held():
-            frozen_views = {name: value[:, :1].expand_as(value) for name, value in batch.items() if name.startswith("view")}
-            parts.append(self._conditions(batch | frozen_views))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            views = {name: value for name, value in batch.items() if name.startswith("view")}
+            first = {name: value[:, :1].expand_as(value) for name, value in views.items()}
+            black = {name: torch.zeros_like(value) for name, value in views.items()}
+            for part, changed in zip(parts, (first, black), strict=True):
+                part.append(self._conditions(batch | changed))
+        return [{name: torch.cat([conditions[name] for conditions in part]) for name in part[0]} for part in parts]
 
     def _held(self) -> Iterator[dict]:
         """The held-out clips once more: the same ones are unreadable, so row i is that of `held`."""
@@ -184,13 +189,19 @@ class Controls:
         """Pictures as the contrastive encoder sees them."""
         return views_of(batch, self.encoder.views, self.seeing.device)[reward_view(self.seeing.reward)]
 
+    def _tokens(self, encoder: Reward, batch: dict) -> Tensor:
+        """Synchrony tokens of an encoder as a conditioner would give them."""
+        return EncoderConditioner(encoder).to(self.seeing.device)(self._frames(batch))[0].sync
+
     def _onsets(self, mels: Tensor) -> list[np.ndarray]:
         return [detect_onsets(mel, self.recipe.autoencoder.mel) for mel in mels.cpu().numpy()]
 
 
-def token_seconds(conditioner: CombinedConditioner, count: int, group: int) -> np.ndarray:
-    """Time of the middle of each of `count` synchrony tokens, `group` of which an encoder's window gives, in seconds (count,)."""
+def token_seconds(conditioner: CombinedConditioner, count: int, group: int, seconds: float) -> np.ndarray:
+    """Time of the middle of each of `count` synchrony tokens of a clip, `group` of which an encoder's window gives, in seconds (count,)."""
     config = conditioner.parts[conditioner.sources["sync"]].encoder.config
+    if config.hop_frames == config.segment_frames:  # evenly over the clip, also where it ends within a segment
+        return (np.arange(count) + 0.5) * int(seconds * config.fps + 1e-6) / config.fps / count
     windows, places = np.divmod(np.arange(count), group)
     return (windows * config.hop_frames + (places + 0.5) * config.segment_frames / group) / config.fps
 

@@ -24,6 +24,7 @@ from pipelines.config import Recipe
 from pipelines.config.preference import DistortionConfig
 from pipelines.encoding import frozen, latent_length, view_decoder
 from pipelines.engine.checkpoint import weights_hash
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import npy, training_videos
 from pipelines.provenance import claim, known_provenance
@@ -107,6 +108,7 @@ def _writer(recipe: Recipe, run: Path, source: ShardSet, folder: Path, device: t
         info, bad = source.shards[place], []
         with ShardWriter(folder, info.number, split=info.split) as writer:
             for batch in one_pass(source.select([place]), decoder, recipe.features.batch_size, on_bad=bad.append):
+                beat()
                 for key, latents in zip(batch["key"], distort(batch["waveform"], batch["key"]), strict=True):
                     writer.add(key, {"distorted.npy": npy(latents)})
             record_bad(writer, bad)

@@ -49,12 +49,15 @@ def evaluate(run: Path, device: torch.device, recipe: Recipe | None = None) -> l
     after = _sounded(last, recipe, held, partner, kept)
     before = _sounded(base, recipe, held, partner, start) if aligned else after
     parts = [_retrieval(recipe, held), _timing(recipe, last, held)] if held.judged else []
-    parts += [_autoencoder(recipe, base, held), _flow(recipe, base, held), _sounds(recipe.evaluation.bars, before)]
-    figures = [figure for part, _ in parts for figure in part] + (_preference(before, after) if aligned else [])
+    losses = _flow_losses(recipe, base, held)
+    parts += [_autoencoder(recipe, base, held), _flow(recipe, *losses), _sounds(recipe.evaluation.bars, before)]
+    figures = [figure for part, _ in parts for figure in part]
+    if aligned:
+        figures += _preference(before, after, losses[0], _flow_losses(recipe, last, held)[0])
     figures += Controls(last, base, recipe, held).figures(before, partner) if recipe.evaluation.controls else []
     bars = [bar for _, part in parts for bar in part if bar]
     found = {"bars": [dataclasses.asdict(bar) for bar in bars], "figures": [dataclasses.asdict(figure) for figure in figures],
-             "examples": _examples(run, recipe, held, after), "environment": _environment(device) | _measured(run, shares, held)}
+             "examples": _examples(run, recipe, held, after), "environment": _environment(device) | _measured(run, shares, held, last)}
     write_atomically(run / "evaluation.json", json.dumps(found, indent=1))
     return bars
 
@@ -80,9 +83,9 @@ def _sounded(model: SoundModel, recipe: Recipe, held: HeldOut, partner: np.ndarr
     return sounded
 
 
-def _measured(run: Path, shares: Shares, held: HeldOut) -> dict[str, str]:
-    """Which generator the figures are about, why it and no other round's, and on which clips."""
-    found = {"generator": str(generator_export(run).parent.relative_to(run))}
+def _measured(run: Path, shares: Shares, held: HeldOut, model: SoundModel) -> dict[str, str]:
+    """Which generator the figures are about, why it and no other round's, what made its sounds audible, and on which clips."""
+    found = {"generator": str(generator_export(run).parent.relative_to(run)), "vocoder": model.vocoder.name}
     if best := _best(run):
         found["preference rounds"] = "; ".join([best["reason"], *best["warnings"]])
     others = f"; the last {len(shares.watch)} chose the round" if shares.watch else ""
@@ -127,15 +130,20 @@ def _timing(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figu
     return figures, bars
 
 
-def _flow(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figure], list[Bar | None]]:
+def _flow_losses(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[np.ndarray, np.ndarray]:
+    """Flow loss of each clip with its own video and with another's."""
+    flow = FlowModel(model.generator).eval()
+    right, wrong = flow_losses(flow, held.features, model.device, recipe.features.batch_size, positions=held.positions)
+    return right.numpy(), wrong.numpy()
+
+
+def _flow(recipe: Recipe, right: np.ndarray, wrong: np.ndarray) -> tuple[list[Figure], list[Bar | None]]:
     """Whether the generator looks at the video at all."""
-    limits, flow = recipe.evaluation.bars, FlowModel(model.generator).eval()
-    right, wrong = (losses.numpy() for losses in flow_losses(flow, held.features, model.device, recipe.features.batch_size))
-    rise = paired(wrong, right)
-    figures = [Figure(name="flow loss, right video", value=float(right.mean()), note=f"{len(held)} clips"),
-               difference("flow loss, shuffled minus right video", rise)]
-    bars = [_bar("flow loss rise with shuffled videos", rise.difference / float(right.mean()), ">=", limits.flow_gap, GENERATOR),
-            _bar("flow loss rise, standard errors", rise.sigmas, ">=", limits.flow_gap_sigmas, GENERATOR)]
+    limits, gap = recipe.evaluation.bars, paired(wrong, right)
+    figures = [Figure(name="flow loss, right video", value=float(right.mean()), note=f"{len(right)} clips"),
+               difference("flow loss, shuffled minus right video", gap)]
+    bars = [_bar("flow loss below that of shuffled videos", gap.difference / float(wrong.mean()), ">=", limits.flow_gap, GENERATOR),
+            _bar("flow loss below that of shuffled videos, standard errors", gap.sigmas, ">=", limits.flow_gap_sigmas, GENERATOR)]
     return figures, bars
 
 
@@ -152,12 +160,12 @@ def _sounds(limits: BarsConfig, sounded: Sounded) -> tuple[list[Figure], list[Ba
     return figures, bars
 
 
-def _preference(before: Sounded, after: Sounded) -> list[Figure]:
+def _preference(before: Sounded, after: Sounded, loss_before: np.ndarray, loss_after: np.ndarray) -> list[Figure]:
     """What the preference rounds changed, clip by clip, from the same noise."""
-    figures = [] if before.reward is None else [
-        difference("reward, after minus before preference", paired(after.reward, before.reward), f"before {before.reward.mean():.4f}")]
-    note = f"before {before.onset_f1.mean():.3f}"
-    return [*figures, difference("onset F1, after minus before preference", paired(after.onset_f1, before.onset_f1), note)]
+    changes = {} if before.reward is None else {"reward": (after.reward, before.reward)}
+    changes |= {"onset F1": (after.onset_f1, before.onset_f1), "flow loss": (loss_after, loss_before)}
+    return [difference(f"{name}, after minus before preference", paired(*pair), f"before {pair[1].mean():.4f}")
+            for name, pair in changes.items()]  # fmt: skip
 
 
 def _bar(name: str, value: float, comparison: str, bound: float | None, explanation: str) -> Bar | None:
@@ -194,7 +202,7 @@ def table(run: Path) -> str:
     found = json.loads((run / "evaluation.json").read_text())
     figures, about = found["figures"], found["environment"]
     width = max(len(figure["name"]) for figure in figures)
-    lines = [f"{name}: {about[name]}" for name in ("generator", "preference rounds", "clips") if name in about]
+    lines = [f"{name}: {about[name]}" for name in ("generator", "vocoder", "preference rounds", "clips") if name in about]
     for figure in figures:
         error = "" if figure["standard_error"] is None else f" ± {figure['standard_error']:.4f}"
         lines.append(f"{figure['name']:<{width}}  {figure['value']:8.4f}{error:10}  {figure['note']}")

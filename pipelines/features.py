@@ -15,13 +15,14 @@ import torch
 from data_prep.index import ShardSet
 from data_prep.shards import ShardWriter
 from data_prep.stream import one_pass
-from models.conditioning import EncoderConditioner
+from models.conditioning import EncoderConditioner, ends_within_segment
 from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.pretrained import load_weights, save_weights
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder, file_hash, needs_contrastive, public_weights
 from pipelines.engine.checkpoint import weights_hash
 from pipelines.engine.saving import write_atomically
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.provenance import FILE, ProvenanceError, claim, known_provenance
 from pipelines.sharing import make_shards, record_bad
@@ -107,6 +108,9 @@ def _provenance(recipe: Recipe) -> dict[str, Any]:
     settings |= {f"conditioning.{slot}": getattr(config, slot) for slot in ("clip", "sync", "text")}
     stages = ("autoencoder", "contrastive") if needs_contrastive(recipe) else ("autoencoder",)
     settings |= {stage: weights_hash(recipe.folder / stage / "export") for stage in stages}
+    if config.uses_own and ends_within_segment(clip.seconds, recipe.contrastive.model):
+        # Features from before lay what was seen in the whole segments over all of the clip, and so too late.
+        settings["timing of own tokens"] = "over the whole clip"
     if config.uses_clip:
         settings["clip_model"] = f"{config.clip_model.architecture}, {config.clip_model.picture_size} pixels"
     return settings | {f"{name}_weights": file_hash(path) for name, path in public_weights(recipe).items()}
@@ -118,6 +122,7 @@ def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None
     encoder = load_weights(SFCAVP, SFCAVPConfig, recipe.folder / "contrastive" / "export")
     conditioner = EncoderConditioner(encoder).to(device).eval()
     options = recipe.features
+    beat("features, statistics of the conditions")
     batches = clips(recipe, recipe.train_split, options.batch_size, options.statistics_clips, want=("frames",))
     conditioner.fit(batch["frames"].to(device).float() / 255 for batch in batches)
     save_weights(conditioner, recipe.contrastive.model, folder)
@@ -130,6 +135,7 @@ def _writer(recipe: Recipe, source: ShardSet, folder: Path, device: torch.device
         info, bad = source.shards[place], []
         with ShardWriter(folder / "shards", info.number, split=info.split) as writer:
             for batch in one_pass(source.select([place]), encoder.decoder(), recipe.features.batch_size, on_bad=bad.append):
+                beat()
                 features = encoder(batch)
                 for row, key in enumerate(batch["key"]):
                     writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})

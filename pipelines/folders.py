@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config import Recipe
+from pipelines.config import Recipe, TrainConfig
 from pipelines.engine.checkpoint import EXPORTED, weights_hash
+from pipelines.engine.log import PhaseStatus
 from pipelines.engine.saving import write_atomically
+from pipelines.engine.signals import Stopped
 from pipelines.engine.trainer import Trainer
+from pipelines.engine.watchdog import Watchdog
 from pipelines.engine.world import World
 from pipelines.recipes import RecipeError, dump_recipe
 from pipelines.stages.stage import Stage
@@ -48,6 +52,27 @@ class StageFolders:
         started = time.perf_counter()
         work()
         self.tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
+
+    @contextlib.contextmanager
+    def watched(self, name: str, train: TrainConfig) -> Iterator[None]:
+        """Watch and show in the folder `name` what happens inside and is no training; that of a stage inside watches itself."""
+        folder = self.recipe.folder / name
+        status = PhaseStatus(folder, name)
+        watchdog = Watchdog(folder, self.world, train.hang_seconds, show=status.show)
+        watchdog.beat(name)
+        if self.world.is_main:
+            with contextlib.suppress(OSError):  # the work matters more, and an error of it
+                status.show(name)
+        try:
+            with watchdog.watching():
+                yield
+        except BaseException as error:
+            if self.world.is_main:
+                with contextlib.suppress(OSError):
+                    status.ended("stopped" if isinstance(error, Stopped) else "failed", str(error) or type(error).__name__)
+            raise
+        if self.world.is_main:
+            status.show("")
 
     def complete(self, name: str) -> bool:
         """Whether a stage is complete, as the first process sees it: a network file system may show others an older folder."""

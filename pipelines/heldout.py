@@ -180,10 +180,11 @@ class Sounded:
 
 @torch.no_grad()
 def sound_heldout(model: SoundModel, recipe: Recipe, held: HeldOut, partner: np.ndarray) -> Sounded:
-    """Generate for every held-out video, with noise that depends on the clip's number alone, so that two generators can be paired."""
+    """Generate for every held-out video, with noise that depends on the clip's position in the split alone: two generators can be paired,
+    also where another clip could not be read for one of them."""
     conditions, latents = {name: held.features[name] for name in recipe.conditioning.slots}, []
     for part in torch.arange(len(held)).split(recipe.features.batch_size):
-        noise = torch.cat([model.noise(1, recipe.clip.seconds, int(row)) for row in part])
+        noise = torch.cat([model.noise(1, recipe.clip.seconds, int(position)) for position in held.positions[part]])
         latents.append(model.latents(Conditions(**{name: values[part].to(model.device) for name, values in conditions.items()}), noise))
     mel, waveform = torch.cat([model.mel(part) for part in latents]), torch.cat([model.waveform(part) for part in latents])
     onsets, true = _onsets(mel, recipe), _onsets(held.mel, recipe)

@@ -19,6 +19,7 @@ from models.encoders.rewards import Reward, load_reward
 from pipelines.config import Recipe
 from pipelines.encoding import frozen, reward_view, view_decoder
 from pipelines.engine.checkpoint import weights_hash
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import npy, training_videos
 from pipelines.provenance import claim, known_provenance
@@ -42,7 +43,7 @@ def load_scorer(recipe: Recipe, device: torch.device) -> Reward:
     heard, seen = MEL_SPECS[reward.config.mel].sample_rate, _trained_size(folder)
     if heard != clip.sample_rate:
         raise RecipeError(f"preference.reward: the encoder in {folder} hears {heard} Hz and clip.sample_rate is {clip.sample_rate}: "
-                          "name one of that rate")
+                          "name one of that rate; contrastive.model.mel=sf_cavp_44k trains one for 44100 Hz, sf_cavp for 16000")
     if seen not in (None, clip.size):
         raise RecipeError(f"preference.reward: the encoder in {folder} was trained with clip.size={seen} and clip.size is {clip.size}: "
                           "its scores would mean little; name one of that size")
@@ -83,6 +84,7 @@ def _writer(recipe: Recipe, source: ShardSet, folder: Path, device: torch.device
         info, bad = source.shards[place], []
         with ShardWriter(folder, info.number, split=info.split) as writer:
             for batch in one_pass(source.select([place]), decoder, recipe.features.batch_size, on_bad=bad.append):
+                beat()
                 segments = reward.encode_video(views_of(batch, (view,), device)[view]).segments
                 for key, values in zip(batch["key"], segments, strict=True):
                     writer.add(key, {"reward.npy": npy(values)})

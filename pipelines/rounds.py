@@ -18,6 +18,7 @@ from pipelines.distorted import write_distorted
 from pipelines.engine.checkpoint import weights_hash
 from pipelines.engine.saving import write_atomically
 from pipelines.engine.signals import leave_if_asked
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import require_shards
 from pipelines.folders import StageFolders
@@ -83,6 +84,7 @@ class Rounds:
         """The signs of a round, measured where they are not there yet. The other processes wait: it takes them less than to share it."""
         if watch is None:
             return
+        beat(f"preference, signs of {f'round {number}' if number else 'the start'}")
         if self._world.is_main:
             known = watch.known(number, export)
             self.signs.append(known or watch.measure(number, export))

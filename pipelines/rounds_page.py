@@ -20,11 +20,11 @@ TITLES = {
     "onset_f1": "onset F1 ↑",
     "flow_loss": "held-out flow loss ↓",
     "retrieval": "retrieval R@1 ↑",
-    "drift": "drift of the latents ↓",
+    "distance": "distance of the latents from the truth ↓",
 }
 """What is charted, in this order, and which way is better."""
-EXPLAINED = ("Retrieval is of the generated sounds by this run's own encoder; drift is the Fréchet distance of the latents' means over "
-             "time from those of the start.")
+EXPLAINED = ("Retrieval is of the generated sounds by this run's own encoder; the distance is the Fréchet distance of the latents' means "
+             "over time from those of the true sounds.")
 SWEEP = "sweep"
 """Folder of a run's sweep, with its page."""
 _SHOWN_CLIPS = 40
@@ -66,9 +66,8 @@ def charts_of(variants: Mapping[str, Mapping[str, Sequence[Point]]], prefix: str
     """A panel per charted sign that any of the variants has; `prefix` keeps ids apart."""
     panels = []
     for name, title in TITLES.items():
-        start = [Point(0, 0.0)] if name == "drift" else []  # of the start from itself
         # A variant without this sign keeps its place, and so all others their colours.
-        curves = {variant: [*start, *signs[name]] if name in signs else [] for variant, signs in variants.items()}
+        curves = {variant: signs.get(name, ()) for variant, signs in variants.items()}
         if any(curves.values()):
             panels.append(tag("figure", tag("h4", title), Html(variants_svg(curves, f"{prefix}-{name}"))))
     return tag("div", *panels, class_="charts")
@@ -126,7 +125,7 @@ def _details(points: Mapping[str, Sequence[Point]]) -> Html:
         found = {point.round: f"{number(point.value)} {error(point.error)}".strip() for point in points[name]}
         rows.append([name, *(found.get(round_number, "–") for round_number in rounds)])
     head = ["sign", *(f"round {round_number}" if round_number else "start" for round_number in rounds)]
-    return tag("details", tag("summary", "all signs: changes, losses, margins, implicit accuracy"),
+    return tag("details", tag("summary", "all signs: changes, drift, losses, margins, implicit accuracy"),
                table(head, rows, numeric=frozenset(range(1, len(head)))))
 
 

@@ -66,7 +66,8 @@ class Chain:
 
     def _autoencoder(self) -> None:
         if self.recipe.autoencoder.weights:
-            self.folders.once("autoencoder", self._adopt_autoencoder)
+            with self.folders.watched("autoencoder", self.recipe.autoencoder.train):
+                self.folders.once("autoencoder", self._adopt_autoencoder)
         else:
             self.folders.fit("autoencoder", lambda: AutoencoderStage(self.recipe))
 
@@ -78,19 +79,22 @@ class Chain:
 
     def _generative(self) -> None:
         self.folders.require(*needed_stages(self.recipe, "generative"))
-        extract_features(self.recipe, self.recipe.folder / "features", self.world)
-        leave_if_asked(self.world, "the features are complete")
+        with self.folders.watched("features", self.recipe.generative.train):
+            extract_features(self.recipe, self.recipe.folder / "features", self.world)
+            leave_if_asked(self.world, "the features are complete")
         if self.recipe.generative.fine_tune:
             self.folders.fit("generative", lambda: GenerativeStage(self.recipe, self._features))
         else:
-            self.folders.once("generative", lambda: adopt_generator(self.recipe, self.world))
+            with self.folders.watched("generative", self.recipe.generative.train):
+                self.folders.once("generative", lambda: adopt_generator(self.recipe, self.world))
 
     def _preference(self) -> None:
         if not self.recipe.preference.rounds:
             self.tell("preference: no rounds, left out")
             return
         self.folders.require(*needed_stages(self.recipe, "preference"))
-        Rounds(self.folders, self._features).run()
+        with self.folders.watched("preference", self.recipe.preference.train):
+            Rounds(self.folders, self._features).run()
 
     def _adopt_autoencoder(self) -> None:
         config = self.recipe.autoencoder

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import track
 
 from data_prep.index import ShardSet, build_index
@@ -15,6 +16,7 @@ from data_prep.layout import DATASET_FILE
 from data_prep.shards import ShardWriter
 from data_prep.stream import BadClip
 from pipelines.engine.signals import leave_alone_if_asked
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 
 _TICK = 1.0
@@ -35,14 +37,18 @@ def make_shards(source: ShardSet, folder: Path, world: World, label: str, settin
     if world.is_main and wanted and world.size > len(paths):
         _log.warning("%s: %d shards for %d processes, some of them wait; clip shards with fewer rows share better",
                      label, len(paths), world.size)
+    beat(f"{label}, loading what makes them")
     write = start() if wanted else None
-    for place in track(wanted, label, disable=not world.is_main or not wanted):
+    for place in track(wanted, label, console=Console(stderr=True), disable=not world.is_main or not wanted):
         leave_alone_if_asked(_KEPT)
+        beat(f"{label}, shard {place + 1} of {len(source.shards)}")
         write(place)
     # The others are awaited by their files: a process that waits in a collective cannot leave when it is asked to.
     while paths := [path for path in paths if not path.exists()]:
         leave_alone_if_asked(_KEPT)
+        beat(f"{label}, {len(paths)} shards of other processes to come")  # theirs to end, should one of them hang
         time.sleep(_TICK)
+    beat(f"{label}, index")
     # An index over many shards takes a while, and rounds come back to the same ones.
     anew = world.any(bool(wanted) or not (folder / DATASET_FILE).exists())
     if anew and world.is_main:

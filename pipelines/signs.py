@@ -43,7 +43,8 @@ class Signs:
     clips: Mapping[str, np.ndarray]
     """Of each of these N watch clips: `reward` by the run's own encoder, `onset_f1` and `flow_loss`, each (N,);
     `reward_true` (N,), that of the true sound through autoencoder and vocoder; `scoring` and `scoring_true` (N,), the same by
-    `preference.reward`, where another encoder scores; `latent_mean` and `latent_square` (N, C), means over time of the latents."""
+    `preference.reward`, where another encoder scores; `latent_mean` and `latent_square` (N, C), means over time of the latents, and
+    `latent_true` (N, C), the mean of the true sound's."""
     figures: Mapping[str, float]
     """Of the round as a whole: `retrieval`, R@1 of the sounds among the watch clips, and `retrieval_chance`; `inverted`, the share of
     training videos whose true sound scored below the loser; and from the end of its training losses, margins and accuracy."""
@@ -58,7 +59,7 @@ class Signs:
         found = {name: _mean(self.clips[name]) for name in self._compared()}
         found |= {f"{name}_above_true": _difference(self.clips[name], self.clips[f"{name}_true"])
                   for name in ("reward", "scoring") if name in self.clips}
-        return found | {name: Value(value) for name, value in self.figures.items()}
+        return found | {"distance": Value(distance(self))} | {name: Value(value) for name, value in self.figures.items()}
 
     def against(self, start: Signs, previous: Signs) -> dict[str, Value]:
         """What has changed, clip by clip, since the start and since the round before; and how far the latents have drifted. All three
@@ -108,6 +109,11 @@ def shared(signs: Sequence[Signs]) -> list[Signs]:
 def _on(signs: Signs, positions: np.ndarray) -> Signs:
     rows = np.searchsorted(signs.positions, positions)
     return replace(signs, positions=positions, clips={name: values[rows] for name, values in signs.clips.items()})
+
+
+def distance(signs: Signs) -> float:
+    """How far the latents are from the true ones as distributions over clips: the Frechet distance of their means over time."""
+    return frechet_distance(signs.clips["latent_mean"], signs.clips["latent_true"]) if signs.finite else math.nan
 
 
 def drift(signs: Signs, start: Signs) -> dict[str, float]:

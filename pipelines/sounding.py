@@ -170,10 +170,14 @@ class SoundModel:
 
     @torch.no_grad()
     def latents(self, conditions: Conditions, noise: torch.Tensor, negative: torch.Tensor | None = None, steps: int | None = None,
-                guidance: float | None = None) -> torch.Tensor:
-        """Noise (B, N, C) -> latents (B, N, C) in the autoencoder's scale, by Euler steps with guidance away from `negative` text."""
+                guidance: float | None = None, seconds: float | None = None) -> torch.Tensor:
+        """Noise (B, N, C) -> latents (B, N, C) in the autoencoder's scale, by Euler steps with guidance away from `negative` text.
+
+        `seconds` of sound decide how long conditions are that are missing; by default those of a training clip.
+        """
         strength = self.guidance if guidance is None else guidance
-        flow = self.generator.guidance(noise.shape[:2], conditions.clip, conditions.sync, conditions.text, strength, negative)
+        lengths = self.condition_lengths(self.seconds if seconds is None else seconds)
+        flow = self.generator.guidance(noise.shape[:2], conditions.clip, conditions.sync, conditions.text, strength, negative, lengths)
         return self.generator.unnormalise(integrate(flow, noise, steps or self.steps))
 
     @torch.no_grad()
@@ -194,6 +198,15 @@ class SoundModel:
     def similarities(self, segments: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:
         """Cosines (B, S) between a video's segment embeddings (B, S, D) and those of a waveform (B, samples): the reward's raw material."""
         return self.reward.similarity(segments, self.hear(waveform))
+
+    def condition_lengths(self, seconds: float) -> tuple[int, int]:
+        """Tokens of frames and of synchrony for `seconds`: as the conditioner makes them, else as the generator was trained with."""
+        clip, sync = self.generator.config.lengths_at(seconds / self.seconds)
+        try:
+            sizes = self.conditioner.sizes(seconds) if self.conditioner else {}
+        except ValueError:  # too short to be seen, but not for sound from text alone
+            sizes = {}
+        return sizes.get("clip_len", clip), sizes.get("sync_len", sync)
 
     def noise(self, count: int, seconds: float, seed: int) -> torch.Tensor:
         """Starting noise (count, N, C) of a seed, the same on every device."""

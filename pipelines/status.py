@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -50,6 +51,10 @@ def run_status(run: Path) -> list[StageStatus]:
     rounds = sorted((name for name in folders if re.fullmatch(r"round-\d+", name)), key=lambda name: int(name[6:]))  # not a copy of one
     names = ["autoencoder", "contrastive", "generative", *(f"preference/{name}" for name in rounds)]
     unused = () if needs_contrastive(load_recipe(run / "recipe.yaml")) else ("contrastive",)
+    # Work outside of a stage's training has a status while it goes on, or where it ended badly.
+    for name, behind in (("features", "contrastive"), ("preference", "generative")):
+        if (run / name / STATUS).exists():
+            names.insert(names.index(behind) + 1, name)
     return [_stage(run / name, name, _UNUSED if name in unused else "waiting") for name in names]
 
 
@@ -57,7 +62,7 @@ def _stage(folder: Path, name: str, absent: str) -> StageStatus:
     """`absent` is the state of a stage that has left nothing."""
     found = newest(folder / "checkpoints")
     checkpoint = int(found.name[5:]) if found else None
-    facts = {"checkpoint": checkpoint, "quarantined": _lines(folder / "quarantine.jsonl")}
+    facts = {"checkpoint": checkpoint, "quarantined": _clips(folder / "quarantine.jsonl")}
     path = folder / STATUS
     if not path.exists():
         return StageStatus(name, "complete" if (folder / "export" / EXPORTED).exists() else absent, step=checkpoint or 0, **facts)
@@ -73,8 +78,14 @@ def _state(folder: Path, told: str) -> str:
     return "gone" if told in _UNDER_WAY and silent else told
 
 
-def _lines(path: Path) -> int:
+def _clips(path: Path) -> int:
+    """Different clips of a quarantine: each is listed again whenever it is met again."""
     if not path.exists():
         return 0
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
+    found = set()
+    with open(path) as file:
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short when a run was killed
+                clip = json.loads(line)
+                found.add((clip["url"], clip["shard"], clip["key"]))
+    return len(found)

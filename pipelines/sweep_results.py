@@ -27,8 +27,8 @@ _ABOUT = ("A curve is the mean over those seeds of a variant that have all round
           "over seeds, with one seed over clips. All seeds share the start, the clips and the noise that is sampled from: bars over seeds "
           "are 0 in round 0, and do not tell what other clips would give. Whether two variants differ is told by the columns difference "
           "and difference_error of sweep.csv, paired clip by clip with the first variant of the same seed. The first variant is solid. "
-          "Measured on held-out clips of this run: onset F1 stands for the paper's DeSync, retrieval for its IB-score, drift for its FD; "
-          "IS, which needs a classifier of sounds, is left out. " + EXPLAINED)
+          "Measured on held-out clips of this run: onset F1 stands for the paper's DeSync, retrieval for its IB-score, distance "
+          "for its FD; IS, which needs a classifier of sounds, is left out. " + EXPLAINED)
 _OWN_SCORE = "Each variant's rewards are by its own score: compare their courses, not their heights."
 
 
@@ -95,9 +95,7 @@ def whole(rows: Sequence[Row], rounds: int) -> set[tuple[str, int]]:
     for row in rows:
         if row.sign in TITLES:
             measured.setdefault((row.variant, row.seed), {}).setdefault(row.sign, set()).add(row.round)
-    # The start has no drift.
-    return {run for run, signs in measured.items()
-            if all(there >= set(range(sign == "drift", rounds + 1)) for sign, there in signs.items())}  # fmt: skip
+    return {run for run, signs in measured.items() if all(there >= set(range(rounds + 1)) for there in signs.values())}
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[str, dict[str, list[Point]]]:

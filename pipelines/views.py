@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from data_prep.decoding import ClipDecoder, Random, Sample
 from data_prep.frames import resize, sample_indices
 from data_prep.index import Entry
 from data_prep.media import ClipError, read_video
+from data_prep.streaming.backends import backend
 from data_prep.transcoding.container import Source, name_of, opened, timed, video_stream
 from models.conditioning import FrameView
 
@@ -24,9 +25,36 @@ def see(frames: torch.Tensor, fps: float, seconds: float, view: FrameView, size:
 
     What is missing at the end is filled with the last frame.
     """
-    indices = sample_indices(int(seconds * view.fps + 1e-6), view.fps, fps, total=len(frames))
+    return _shaped(frames[_shown(fps, seconds, view, total=len(frames))], view, size)
+
+
+def see_chunks(chunks: Iterator[np.ndarray], fps: float, seconds: float, views: Sequence[FrameView], size: int) -> list[torch.Tensor]:
+    """What `see` gives of each view, of frames that come a few at a time, RGB (T, H, W, C): no more of them are held at once."""
+    wanted, parts, first = [_shown(fps, seconds, view) for view in views], [list[torch.Tensor]() for _ in views], 0
+    for chunk in chunks:
+        for view, indices, pictures in zip(views, wanted, parts, strict=True):
+            rows = indices[slice(*indices.searchsorted((first, first + len(chunk))))] - first
+            if len(rows):
+                pictures.append(_from_rgb(chunk[rows], view, size))
+        first += len(chunk)
+    for view, indices, pictures in zip(views, wanted, parts, strict=True):
+        if missing := len(indices) - sum(map(len, pictures)):
+            pictures.append(_from_rgb(chunk[-1:], view, size).expand(missing, -1, -1, -1))
+    return [torch.cat(pictures) for pictures in parts]
+
+
+def _shown(fps: float, seconds: float, view: FrameView, total: int | None = None) -> np.ndarray:
+    return sample_indices(int(seconds * view.fps + 1e-6), view.fps, fps, total=total)
+
+
+def _from_rgb(frames: np.ndarray, view: FrameView, size: int) -> torch.Tensor:
+    # Resized with the colours still together, which takes a third of the time, and to the same pixels.
+    return _shaped(torch.from_numpy(frames).permute(0, 3, 1, 2), view, size).contiguous()
+
+
+def _shaped(frames: torch.Tensor, view: FrameView, size: int) -> torch.Tensor:
     side = view.size or size
-    return resize(frames[indices], side, crop=True) if view.crop else resize(frames[indices], (side, side))
+    return resize(frames, side, crop=True) if view.crop else resize(frames, (side, side))
 
 
 @dataclass(kw_only=True)
@@ -53,7 +81,15 @@ class ViewDecoder:
 
     def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: Random) -> Sample:
         """The views, and what else the clip's decoder gives."""
-        return self._viewed(self.clip(raw, entry, random))
+        if not self.views:
+            return self.clip(raw, entry, random)
+        start, count = self.clip._spans(entry, random)["frames"]
+        chunks = backend(self.clip.backend)(raw["mp4"], start, count)
+        pictures = see_chunks(chunks, self.clip.fps, self.seconds, self.views, self.size)
+        rest = {name: entry.columns.get(name) for name in self.clip.columns}
+        if "waveform" in self.clip.want:
+            rest = replace(self.clip, want=("waveform",))(raw, entry, random)
+        return {f"view{number}": seen for number, seen in enumerate(pictures)} | rest
 
     def whole(self, raw: Mapping[str, bytes], entry: Entry) -> dict[str, torch.Tensor]:
         """The clip for the cache, as stored."""

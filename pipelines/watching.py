@@ -119,15 +119,17 @@ class Watch:
         return {**{name: weights_hash(path) for name, path in stages.items()}, **options, "score": recipe.preference.score,
                 "data": ShardSet.open(recipe.data, split=recipe.heldout_split).hash, "clips": [self.positions.start, self.positions.stop],
                 "vocoder": dataclasses.asdict(vocoder), "vocoder.weights": vocoder.weights and file_hash(vocoder.weights),
-                "seed": recipe.seed}
+                "seed": recipe.seed, "noise": "by position"}
 
     def _clips(self, model: SoundModel, sounded: Sounded) -> dict[str, np.ndarray]:
         """What is measured clip by clip; names as in `Signs.clips`."""
         latent, held = sounded.latent.double().cpu(), self.held
-        flow, _ = flow_losses(FlowModel(model.generator).eval(), held.features, model.device, self._batch)
+        generator = FlowModel(model.generator).eval()
+        flow, _ = flow_losses(generator, held.features, model.device, self._batch, positions=held.positions)
         found = {"reward": sounded.reward, "reward_true": self._score(model.reward, held.judged["video"], self._true),
                  "onset_f1": sounded.onset_f1, "flow_loss": flow.numpy(), "latent_mean": latent.mean(1).numpy(),
-                 "latent_square": latent.square().mean(1).numpy()}
+                 "latent_square": latent.square().mean(1).numpy(),
+                 "latent_true": held.features["latent_mean"].double().mean(1).numpy()}
         if self.recipe.preference.reward:
             video, reward = self._scored, load_scorer(self.recipe, self.device)
             found |= {"scoring": self._score(reward, video, sounded.waveform), "scoring_true": self._score(reward, video, self._true)}

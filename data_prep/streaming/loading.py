@@ -31,7 +31,7 @@ _TICK = 0.5
 _STUCK_SECONDS = 900.0
 """How long a clip's bytes may take to come: storage gives up by itself long before, a mounted file system may not."""
 _DEATHS = 2
-"""Deaths over one clip that are no accident. A worker may also be killed from outside, so one death condemns no clip."""
+"""Workers lost over one clip that are no accident. One may also be killed or paused from outside, so a single one condemns no clip."""
 _LAST_SECONDS = 10.0
 """How long a killed process may take to go; one that the kernel holds in a dead file system may never."""
 
@@ -50,8 +50,8 @@ class Make(Protocol):
 def load(make: Make, steps: int | None, workers: int, local: bool, timeout: float) -> Iterator[Any]:
     """make(0), make(1) and so on, `steps` of them or without end, made by `workers` processes or, with 0, in this one.
 
-    A clip that decodes for more than `timeout` seconds, or over which a worker dies twice, is condemned (reading.ClipReader):
-    its step is made again without it. With 0 workers there is no one to watch, and neither is noticed.
+    A clip over which two workers are lost, as it decodes for more than `timeout` seconds or kills them, is condemned
+    (reading.ClipReader): its step is made again without it. With 0 workers there is no one to watch, and neither is noticed.
     """
     keep_freed_memory()
     if not workers:
@@ -69,7 +69,7 @@ class _Pool:
     """The workers; worker w of n makes the steps w, w + n, ..."""
 
     def __init__(self, make: Make, steps: int | None, workers: int, local: bool, timeout: float):
-        self._make, self._timeout, self._deaths = make, timeout, Counter()
+        self._make, self._timeout = make, timeout
         # Connections and their threads do not survive a fork.
         context = multiprocessing.get_context("fork" if local else "forkserver")
         own = (itertools.count(first, workers) if steps is None else iter(range(first, steps, workers)) for first in range(workers))
@@ -117,9 +117,10 @@ class _Pool:
         note, ending = worker.note, _ending(worker.process.exitcode)  # final now
         phase = "decoding" if note.decoding else "reading" if note.reading else "idle"
         death = phase, note.place or (worker.steps and worker.steps[0])
-        self._deaths[death] += 1
-        times = self._deaths[death]
-        if alive and worker.busy_for("decoding") > self._timeout:
+        worker.deaths[death] += 1
+        times = worker.deaths[death]
+        # The clock runs on while a job is suspended: what seems to hang may be sound, and is tried once more.
+        if phase == "decoding" and times >= _DEATHS and alive and worker.busy_for("decoding") > self._timeout:
             self._condemn(note.place, TIMEOUT, f"was still being decoded after {self._timeout:g} s")
         elif phase == "decoding" and times >= _DEATHS:
             self._condemn(note.place, CRASHED, f"ended the process that decoded it, {times} times ({ending})")
@@ -141,12 +142,13 @@ class _Pool:
 
 
 class _Worker:
-    """One process, what it is asked for and what it has made."""
+    """One process, what it is asked for, what it has made, and the deaths over what it is to make next."""
 
     def __init__(self, context: Any, make: Make, numbers: Iterator[int]):
         self._context, self._make, self._numbers = context, make, numbers
         self.steps = deque(itertools.islice(numbers, _AHEAD))
         self.made: deque[tuple[Any, Exception | None]] = deque()
+        self.deaths: Counter[Any] = Counter()
         self.start()
 
     def start(self) -> None:
@@ -181,6 +183,7 @@ class _Worker:
             return False
         self.made.append(unpack(descriptor))
         self.steps.popleft()
+        self.deaths.clear()  # all were over clips of this step, and it came through
         return True
 
     def busy_for(self, phase: str) -> float:

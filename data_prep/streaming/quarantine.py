@@ -20,22 +20,31 @@ class Quarantine:
     def __init__(self, path: str | os.PathLike[str] | None, max_share: float):
         self._path = None if path is None else Path(path)
         self._max_share = max_share
-        self.seen, self.bad = 0, 0
+        self.seen, self.bad, self._last = 0, 0, ""
 
     def count(self, good: int, bad: Sequence[BadClip]) -> None:
-        """Add a batch; ShardError once the share of bad clips is too high."""
+        """Add a batch."""
         self.seen += good + len(bad)
         self.bad += len(bad)
-        if bad and self._path is not None:
+        if not bad:
+            return
+        self._last = bad[-1].message
+        if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a") as file:
                 file.write("".join(json.dumps(asdict(clip)) + "\n" for clip in bad))
-        if self.seen >= _FEWEST_SEEN and self.bad > self._max_share * self.seen:
-            where = f"they are listed in {self._path}" if self._path else f"the last: {bad[-1].message}" if bad else "most of them earlier"
-            raise ShardError(
-                f"{self.bad} of {self.seen} clips could not be read, more than max_bad_share {self._max_share:g} allows; {where}. "
-                "Check the data with `foleyscale prep verify`, or raise max_bad_share"
-            )
+
+    def judge(self, totals: Mapping[str, float] | None = None) -> None:
+        """ShardError where the share of bad clips is too high: in `totals`, "seen" and "bad" of all ranks, or in this rank's own counts."""
+        seen, bad = (round(totals[name]) for name in ("seen", "bad")) if totals else (self.seen, self.bad)
+        if seen < _FEWEST_SEEN or bad <= self._max_share * seen:
+            return
+        last = f"the last: {self._last}" if self._last else "none of them in this process"
+        where = f"they are listed in {self._path}" if self._path else last
+        raise ShardError(
+            f"{bad} of {seen} clips could not be read, more than max_bad_share {self._max_share:g} allows; {where}. "
+            "Check the data with `foleyscale prep verify`, or raise max_bad_share"
+        )
 
     def restore(self, totals: Mapping[str, int], rank: int, world_size: int) -> None:
         """Take over this rank's part of the counts of all ranks; the parts add up to them whatever the number of ranks was before."""

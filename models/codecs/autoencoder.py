@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.codecs.magnitude_preserving import MPConv1d, mp_silu, mp_sum, normalise
 
-__all__ = ["PRESETS", "MelVAE", "MelVAEConfig"]
+__all__ = ["PRESETS", "TRAINING_FIELDS", "MelVAE", "MelVAEConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,15 @@ class MelVAEConfig:
             raise ValueError("MelVAEConfig.kl_weight, multi_resolution_weight: give values of at least 0")
 
 
+TRAINING_FIELDS = ("kl_weight", "multi_resolution_weight", "forced_weight_norm")
+"""Fields of MelVAEConfig that shape the training alone: with other values the same weights answer the same."""
+
+_TRAINING = {"multi_resolution_weight": 0.5, "forced_weight_norm": True}
+
 PRESETS: dict[str, MelVAEConfig] = {
-    "16k": MelVAEConfig(bands=80, latent_dim=20, hidden=384),
-    "44k": MelVAEConfig(bands=128, latent_dim=40, hidden=512),
+    # MMAudio's sizes; how to train them is ours.
+    "16k": MelVAEConfig(bands=80, latent_dim=20, hidden=384, **_TRAINING),
+    "44k": MelVAEConfig(bands=128, latent_dim=40, hidden=512, **_TRAINING),
     "tiny": MelVAEConfig(bands=80, latent_dim=16, hidden=64, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1),
 }
 

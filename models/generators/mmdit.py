@@ -98,6 +98,17 @@ class MMDiTConfig:
         groups = (self.sync_len + margin) * latent_len // (self.latent_len * self.sync_group) - self.sync_margin
         return max(1, clip), max(1, groups) * self.sync_group
 
+    def lengths_at(self, share: float) -> tuple[int, int]:
+        """The same of a clip that lasts `share` times as long as one of training, whole tokens and groups only: MMAudio's for any duration.
+
+        Latents are rounded up, so that from their number alone the duration is not known well enough.
+        """
+        groups = int((self.sync_len // self.sync_group + self.sync_margin) * share + _ROUNDING) - self.sync_margin
+        return max(1, int(self.clip_len * share + _ROUNDING)), max(1, groups) * self.sync_group
+
+
+_ROUNDING = 1e-6
+"""Of a token: a duration that is a whole number of them may come out slightly below."""
 
 _SMALL = {"hidden": 448, "heads": 7}
 _MEDIUM = {"hidden": 896, "heads": 14}
@@ -213,16 +224,19 @@ class MMDiT(nn.Module):
         *,
         drop_video: Tensor | None = None,
         drop_text: Tensor | None = None,
+        lengths: tuple[int, int] | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, TopState]:
         """Flow of `latent` (B, N, C) at `t` (B,), given clip (B, Tc, Dc), sync (B, Ts, Ds) and text (B, Tt, Dt).
 
         A condition that is None, or dropped for a sample by a (B,) bool mask, becomes its empty feature. Dropping happens here so that
-        ZeRO-3 gathers the empties. Sequences may have any length; `return_state` adds what `TopBlocks` needs. Inputs are cast to the
-        weights' type: the path from noise to data is best kept in float32.
+        ZeRO-3 gathers the empties. Sequences may have any length; `lengths` are (Tc, Ts) of a clip and a sync that are None, by default
+        what `condition_lengths` says. `return_state` adds what `TopBlocks` needs. Inputs are cast to the weights' type: the path from
+        noise to data is best kept in float32.
         """
+        lengths = self._lengths(latent.shape[1], lengths)
         _check_shapes(self.config, latent.shape[0], latent=latent, t=t, clip=clip, sync=sync, text=text)
-        prepared = self._prepare(latent.shape[1], clip, sync, text, drop_video, drop_text)
+        prepared = self._prepare(latent.shape[1], clip, sync, text, lengths, drop_video, drop_text)
         state = self._trunk(*self.embed(latent, t), prepared)
         flow = _top_flow(self.fused_blocks[-1], self.final_layer, state)
         return (flow, state) if return_state else flow
@@ -236,21 +250,23 @@ class MMDiT(nn.Module):
         text: Tensor | None,
         strength: float,
         negative_text: Tensor | None = None,
+        lengths: tuple[int, int] | None = None,
     ) -> Tensor:
         """Classifier-free guidance: `strength * conditional + (1 - strength) * unconditional`; up to 1, the conditional flow alone.
 
-        `negative_text` (B, Tt, Dt) takes the place of the empty text in the unconditional flow. Many steps under the same conditions
-        are quicker with `guidance`.
+        `negative_text` (B, Tt, Dt) takes the place of the empty text in the unconditional flow, `lengths` are as in `forward`. Many steps
+        under the same conditions are quicker with `guidance`.
         """
-        return self.guidance(latent.shape[:2], clip, sync, text, strength, negative_text)(latent, t)
+        return self.guidance(latent.shape[:2], clip, sync, text, strength, negative_text, lengths)(latent, t)
 
     def guidance(
         self, shape: tuple[int, int], clip: Tensor | None, sync: Tensor | None, text: Tensor | None, strength: float,
-        negative_text: Tensor | None = None,
+        negative_text: Tensor | None = None, lengths: tuple[int, int] | None = None,
     ) -> Guidance:
         """`guided_flow` of latents of `shape` (B, N) as a function of (latent, t): what the steps of a sampler share is computed here."""
         _check_shapes(self.config, shape[0], clip=clip, sync=sync, text=text, negative_text=negative_text)
-        return Guidance(self, self._prepare_guidance(shape, clip, sync, text, strength, negative_text), strength)
+        lengths = self._lengths(shape[1], lengths)
+        return Guidance(self, self._prepare_guidance(shape, clip, sync, text, strength, negative_text, lengths), strength)
 
     def embed(self, latent: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, D) of the latents and embedding (B, D) of their times."""
@@ -295,33 +311,41 @@ class MMDiT(nn.Module):
     @inside_forward
     def _prepare_guidance(
         self, shape: tuple[int, int], clip: Tensor | None, sync: Tensor | None, text: Tensor | None, strength: float,
-        negative_text: Tensor | None,
+        negative_text: Tensor | None, lengths: tuple[int, int],
     ) -> Prepared:
         """Conditions of the conditional flow and, for a strength above 1, below them those of the unconditional one."""
         batch, length = shape
-        conditional = self._prepare(length, clip, sync, text).expand(batch)
+        conditional = self._prepare(length, clip, sync, text, lengths).expand(batch)
         if strength <= 1:
             return conditional
         # The empties must be as long as the conditions they stand for.
-        clip, sync = self._empties(length, clip, sync)
-        return conditional.join(self._prepare(length, clip, sync, negative_text).expand(batch))
+        clip, sync = self._empties(lengths, clip, sync)
+        return conditional.join(self._prepare(length, clip, sync, negative_text, lengths).expand(batch))
 
     def _prepare(
-        self, length: int, clip: Tensor | None, sync: Tensor | None, text: Tensor | None, drop_video: Tensor | None = None,
-        drop_text: Tensor | None = None,
+        self, length: int, clip: Tensor | None, sync: Tensor | None, text: Tensor | None, lengths: tuple[int, int],
+        drop_video: Tensor | None = None, drop_text: Tensor | None = None,
     ) -> Prepared:
-        """Conditions for `length` latents, with their empties where they are missing or dropped."""
-        empty_clip, empty_sync = self._empties(length, clip, sync)
+        """Conditions for `length` latents, with their empties where they are missing, of `lengths`, or dropped."""
+        empty_clip, empty_sync = self._empties(lengths, clip, sync)
         clip = self.clip_input_proj(_fill(clip, empty_clip, drop_video))
         sync = self._align_sync(_fill(sync, empty_sync, drop_video), length)
         text = self.text_input_proj(_fill(text, self.empty_string_feat[None], drop_text))
         pooled = self.global_cond_mlp(self.clip_cond_proj(clip.mean(dim=1)) + self.text_cond_proj(text.mean(dim=1)))
         return Prepared(clip, text, pooled, sync, self._rotations(length, clip.shape[1], clip.device))
 
-    def _empties(self, length: int, clip: Tensor | None, sync: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What takes the place of frames and synchrony, (1, Tc, Dc) and (1, Ts, Ds): as long as they are, or as fits `length` latents."""
-        usual = self.config.condition_lengths(length)
-        clip_len, sync_len = (n if x is None else x.shape[1] for n, x in zip(usual, (clip, sync), strict=True))
+    def _lengths(self, length: int, lengths: tuple[int, int] | None) -> tuple[int, int]:
+        """Tokens of missing frames and synchrony: as given, or as fits `length` latents."""
+        if lengths is None:
+            return self.config.condition_lengths(length)
+        if min(lengths) < 1 or lengths[1] % self.config.sync_group:
+            group = self.config.sync_group
+            raise ValueError(f"lengths are {lengths}: give at least one frame token, and a multiple of sync_group = {group}")
+        return lengths
+
+    def _empties(self, lengths: tuple[int, int], clip: Tensor | None, sync: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What takes the place of frames and synchrony, (1, Tc, Dc) and (1, Ts, Ds): as long as they are, else of `lengths`."""
+        clip_len, sync_len = (n if x is None else x.shape[1] for n, x in zip(lengths, (clip, sync), strict=True))
         return self.empty_clip_feat.expand(1, clip_len, -1), self.empty_sync_feat.expand(1, sync_len, -1)
 
     def _trunk(self, latent: Tensor, time: Tensor, prepared: Prepared) -> TopState:

@@ -77,15 +77,23 @@ class RunningScale(nn.Module):
 
     def forward(self, loss: Tensor) -> Tensor:
         """Scalar `loss` >= 0, scaled to [0, 1]."""
+        return loss / self.unit(loss)
+
+    def unit(self, loss: Tensor) -> Tensor:
+        """The running maximum with `loss` in it, detached: what a loss is divided by."""
         maximum = torch.maximum(_over_ranks(loss), self.decay * self.maximum.float())
         # A non-finite loss is skipped by the training loop, but a maximum that kept it would spoil every later step.
         if self.training:
             self.maximum.copy_(torch.where(maximum.isfinite(), maximum, self.maximum.float()))
-        return loss / maximum.clamp_min(torch.finfo(torch.float32).tiny)
+        return maximum.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 class UnitScale(nn.Module):
-    """N(.) as a loss over its own detached value: always 1, so both terms of equation 5 keep the same relative gradient."""
+    """N(.) as a loss over its own detached value: always 1, so both terms of equation 5 keep the same relative gradient.
+
+    It never stops pushing pairs apart, for which the loser's flow loss has no bound: divided by L_DPO-FM as it falls, the gradient per
+    unit of margin rises from beta / (2 ln 2) at the start to beta, however far all pairs are decided; that of the others goes to 0.
+    """
 
     def forward(self, loss: Tensor) -> Tensor:
         return loss / _over_ranks(loss).clamp_min(torch.finfo(torch.float32).tiny)
@@ -100,11 +108,14 @@ def _over_ranks(loss: Tensor) -> Tensor:
     return mean
 
 
-_NORMALISATIONS = {"running_max": RunningScale, "detached": UnitScale, "none": nn.Identity}
+BALANCED = "balanced"
+_NORMALISATIONS = {BALANCED: RunningScale, "running_max": RunningScale, "detached": UnitScale, "none": nn.Identity}
+OBJECTIVES = ("avp_rpo", "dpo", "flow_win")
 
 
-def loss_normalisation(kind: str = "running_max") -> nn.Module:
-    """N(.) of equation 5 by name: "running_max", "detached" (divided by its own value) or "none"."""
+def loss_normalisation(kind: str = BALANCED) -> nn.Module:
+    """N(.) of equation 5 by name: "running_max", "detached" (divided by its own value) or "none"; "balanced" is a running maximum too,
+    the winner's, which `AVPRPOLoss` takes for both terms."""
     if kind not in _NORMALISATIONS:
         raise ValueError(f'loss normalisation "{kind}" is unknown: choose one of {", ".join(_NORMALISATIONS)}')
     return _NORMALISATIONS[kind]()
@@ -113,27 +124,43 @@ def loss_normalisation(kind: str = "running_max") -> nn.Module:
 class AVPRPOLoss(nn.Module):
     """`N(L_DPO-FM) + N(L_FM-win)`, equation 5: prefer the winner, and stay anchored to it when both losses would rise.
 
-    Without the anchor it is equation 4 alone, as it stands: what is not added to anything needs no scale.
+    "balanced" takes both terms in units of the winner's flow loss, L_DPO-FM / (beta s) + L_FM-win / s with the running maximum s of
+    L_FM-win: each keeps its gradient's direction, per unit of flow loss that of the anchor is 1 / s and that of the preference at most as
+    much, half of it while the policy equals its reference. Scaled each by its own maximum ("running_max"), the preference would then weigh
+    beta L_FM-win / (2 ln 2) times the anchor. As in equation 4 a pair is let go at a margin of a few 1 / beta. The anchor's term lies
+    in [0, 1]; so does that of the preference from beta >= ln 2 / s on, as long as no margin falls below ln 2 / beta - s.
+
+    The objective "dpo" is equation 4 alone, "flow_win" L_FM-win alone, what fine-tuning on the winner would do without any preference:
+    each as it stands, for what is not added to anything needs no scale.
     """
 
-    def __init__(self, beta: float, normalisation: str = "running_max", anchor: bool = True):
+    def __init__(self, beta: float, normalisation: str = BALANCED, objective: str = "avp_rpo"):
         super().__init__()
         if not (beta > 0 and math.isfinite(beta)):
             raise ValueError(f"beta is {beta}: give a positive number, such as 1000 (TangoFlux's 2000 x 0.5)")
-        self.beta, self.anchor = beta, anchor
-        if anchor:
-            self.scale_dpo = loss_normalisation(normalisation)
+        if objective not in OBJECTIVES:
+            raise ValueError(f'objective "{objective}" is unknown: choose one of {", ".join(OBJECTIVES)}')
+        self.beta, self.objective = beta, objective
+        if objective == "avp_rpo":
+            self.scale_dpo = None if normalisation == BALANCED else loss_normalisation(normalisation)
             self.scale_win = loss_normalisation(normalisation)
 
     def forward(self, policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor) -> dict[str, Tensor]:
         """`loss`, and detached scalars for the log; the arguments are those of `flow_dpo_loss`."""
         dpo = flow_dpo_loss(policy_win, policy_lose, reference_win, reference_lose, self.beta)
-        terms = {"dpo": dpo.loss}
-        if self.anchor:
-            terms = {"scaled_dpo": self.scale_dpo(dpo.loss), "scaled_win": self.scale_win(policy_win.mean())}
+        terms = self._terms(dpo.loss, policy_win.mean())
         seen = {"dpo": dpo.loss, "margin": dpo.margin, "accuracy": dpo.accuracy, **terms}
         seen |= _sides(policy_win, policy_lose, reference_win, reference_lose)
         return {"loss": sum(terms.values())} | {name: value.detach() for name, value in seen.items()}
+
+    def _terms(self, dpo: Tensor, win: Tensor) -> dict[str, Tensor]:
+        """What is added up, by its name in the log."""
+        if self.objective != "avp_rpo":
+            return {"dpo": dpo} if self.objective == "dpo" else {"flow_win": win}
+        if self.scale_dpo is not None:
+            return {"scaled_dpo": self.scale_dpo(dpo), "scaled_win": self.scale_win(win)}
+        unit = self.scale_win.unit(win)
+        return {"scaled_dpo": dpo / (self.beta * unit), "scaled_win": win / unit}
 
 
 def _sides(policy_win: Tensor, policy_lose: Tensor, reference_win: Tensor, reference_lose: Tensor) -> dict[str, Tensor]:

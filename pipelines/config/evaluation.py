@@ -20,7 +20,7 @@ class BarsConfig:
     autoencoder_ratio: float | None = None
     """Largest L1 of the autoencoder over that of the per-band mean."""
     flow_gap: float | None = None
-    """Least relative rise of the flow loss when videos are shuffled."""
+    """How far the flow loss must be below that with shuffled videos, as a share of the latter."""
     flow_gap_sigmas: float | None = None
     """Least significance of that rise, standard errors."""
     reward_gap_sigmas: float | None = None

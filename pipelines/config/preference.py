@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.config.fields import check
-from pipelines.config.training import TrainConfig
+from pipelines.config.training import OptimiserConfig, TrainConfig
 
 
 @dataclass(kw_only=True)
@@ -50,6 +50,12 @@ class WatchConfig:
         check(self.max_onset_sigmas >= 0, f"max_onset_sigmas is {self.max_onset_sigmas:g}: give 0 or more")
 
 
+def _appendix_c() -> TrainConfig:
+    """Training of a round as in MultiSoundGen, appendix C; the last weights count, as an average over so few steps would be the start."""
+    optimiser = OptimiserConfig(lr=5e-6, weight_decay=1e-4, warmup_steps=100, schedule="cosine", gradient_clipping=1.0)
+    return TrainConfig(steps=1000, accumulation=2, ema_decay=0.0, optimiser=optimiser)
+
+
 @dataclass(kw_only=True)
 class PreferenceConfig:
     """Stage 4: AVP-RPO rounds (MultiSoundGen, equations 3-5 and appendix C)."""
@@ -74,18 +80,21 @@ class PreferenceConfig:
     """Share of pairs whose loser is a distorted truth, where `losers` is mixed."""
     distortion: DistortionConfig = field(default_factory=DistortionConfig)
     """How the true sound is distorted, where `losers` is distorted or mixed."""
-    objective: Literal["avp_rpo", "dpo"] = "avp_rpo"
-    """Equation 5, or its first term alone without N(.): equation 4."""
+    objective: Literal["avp_rpo", "dpo", "flow_win"] = "avp_rpo"
+    """Equation 5, or one of its terms alone without N(.): the first, equation 4; the second, the winner's flow loss, which learns nothing
+    from preferences and so is the control of all that do."""
     tuning: Literal["top", "full"] = "top"
     """What trains: the last single-modal block and the layers after it, or everything; then a second, frozen model is the reference."""
     beta: float = 1000.0
-    """Strength of the preference (equation 4); code that writes -0.5 beta needs twice this value."""
-    normalise: Literal["running_max", "detached", "none"] = "running_max"
-    """N(.) of equation 5."""
+    """Beta of equation 4, how soon a pair is decided: a few 1 / beta of margin in flow loss and it is let go. Only where `normalise` is not
+    balanced, or the objective is dpo, it is the weight of the preference too. Code that writes -0.5 beta needs twice this value."""
+    normalise: Literal["balanced", "running_max", "detached", "none"] = "balanced"
+    """N(.) of equation 5: both terms in units of the winner's flow loss, L_DPO / beta and L_FM-win over the running maximum of L_FM-win;
+    each over its own running maximum; each over its own value, which never lets a pair go; or as they are."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     """What is measured after each round."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Training of each round."""
+    train: TrainConfig = field(default_factory=_appendix_c)
+    """Training of each round; appendix C's where a recipe has no such section. What a section leaves out is as in any other stage."""
 
     def __post_init__(self):
         check(self.rounds >= 0, f"rounds is {self.rounds}: give 0 or more")

@@ -66,10 +66,8 @@ class Recipe:
         check(self.autoencoder.mel in MEL_SPECS, "autoencoder.mel is not known")
         rate = MEL_SPECS[self.autoencoder.mel].sample_rate
         check(rate == self.clip.sample_rate, f"clip.sample_rate {self.clip.sample_rate} must equal that of autoencoder.mel, {rate}")
-        heard = MEL_SPECS[self.contrastive.model.mel].sample_rate
-        check(rate == heard or not (self.conditioning.uses_own or self.preference.rounds),
-              f"clip.sample_rate is {rate} and contrastive.model.mel takes {heard}: use that rate, or public encoders (conditioning.clip, "
-              "conditioning.sync) and preference.rounds=0")
+        if self.conditioning.uses_own or self.preference.rounds:
+            self._check_heard()
         self.vocoder.check_mel(self.autoencoder.mel)
         self._check_distortion()
         wanted = self.contrastive.seconds
@@ -78,6 +76,24 @@ class Recipe:
         for name in ("fps", "sample_rate") if self.prepare else ():
             made, read = getattr(self.prepare.settings.format, name), getattr(self.clip, name)
             check(made == read, f"prepare.settings.format.{name} {made:g} must equal clip.{name}, {read:g}")
+
+    def _check_heard(self) -> None:
+        """Whether the contrastive stage hears and sees the clips as they are: shards are read at one rate and one number of pictures."""
+        clip, model = self.clip, self.contrastive.model
+        check(model.mel in MEL_SPECS, f"contrastive.model.mel {model.mel!r} is not known; choose from {', '.join(MEL_SPECS)}")
+        heard = MEL_SPECS[model.mel]
+        check(clip.sample_rate == heard.sample_rate,
+              f"clip.sample_rate is {clip.sample_rate} and contrastive.model.mel takes {heard.sample_rate}: choose sf_cavp at 16000 Hz or "
+              "sf_cavp_44k at 44100 Hz (contrastive.model.mel=sf_cavp_44k), or public encoders (conditioning.clip, conditioning.sync) and "
+              "preference.rounds=0")
+        check(clip.fps == model.fps,
+              f"clip.fps is {clip.fps:g} and contrastive.model.fps {model.fps:g}: pictures and sound of a segment would not be of the same "
+              f"time; make shards at {model.fps:g} fps (clip.fps, prepare.settings.format.fps), or set contrastive.model.fps={clip.fps:g} "
+              "with segment_frames, hop_frames and segment_mels that fit")
+        seen, sounding = model.segment_frames / model.fps, model.segment_mels * heard.hop / heard.sample_rate
+        check(abs(seen - sounding) < 1e-6,
+              f"contrastive.model: segment_frames last {seen:.4g} s at {model.fps:g} fps and segment_mels {sounding:.4g} s in {model.mel}: "
+              "give both the same length; sf_cavp and sf_cavp_44k have 4 mels to a picture at 25 fps")
 
     def _check_distortion(self) -> None:
         if not self.preference.needs_distorted:

@@ -9,6 +9,9 @@ import math
 from collections import deque
 from statistics import median
 
+import torch
+from torch import nn
+
 from pipelines.config.training import GuardConfig
 
 _NORMAL = 1.4826
@@ -66,6 +69,10 @@ class Guard:
         """Whether so many steps were left out lately that the weights themselves must be in doubt."""
         return len(self._bad) >= self._config.max_skips
 
+    def may_go_back(self, steps: int) -> bool:
+        """Whether a run of so many steps can come to be exhausted and then be taken back."""
+        return steps >= self._config.max_skips and self._config.max_rollbacks > 0
+
     def first_bad(self, step: int) -> int:
         """First of the steps left out, before which training must start again; TrainingError after `max_rollbacks` of that."""
         first = self._bad[0]
@@ -89,6 +96,32 @@ class Guard:
         """Go on where `state` was taken."""
         self._good = deque(state["good"], maxlen=self._config.window)
         self._bad, self._skipped, self._rollbacks = list(state["bad"]), state["skipped"], state["rollbacks"]
+
+
+class KeptBuffers:
+    """A module's buffers as they were before a step: a forward pass changes running statistics before anybody can judge it."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._copies: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy them, into the same memory at every call."""
+        buffers = list(self._module.buffers())
+        if len(buffers) != len(self._copies):
+            self._copies = [torch.empty_like(buffer) for buffer in buffers]
+        _copy(self._copies, buffers)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give them the values that they had."""
+        _copy(list(self._module.buffers()), self._copies)
+
+
+def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def spike_score(loss: float, recent: deque[float]) -> float:

@@ -32,13 +32,18 @@ class Snapshots:
         os.replace(temporary, path)
         sync_folder(self._folder)
 
+    def forget(self, after: int) -> None:
+        """Delete those of steps after this one: the run went on from its weights, and what they average was given up."""
+        for step, _, path in self._found():
+            if step > after:
+                path.unlink(missing_ok=True)
+
     def synthesise(self, sigma_rel: float, step: int) -> dict[str, torch.Tensor]:
         """The average of this width over the first `step` steps, fp32, as nearly as the snapshots up to there allow.
 
         FileNotFoundError where there is none of that step: a profile that ends later than all snapshots cannot be made.
         """
-        found = [(int(match[1]), float(match[2]), path) for path in sorted(self._folder.glob("step-*.safetensors"))
-                 if (match := _NAME.fullmatch(path.name)) and int(match[1]) <= step]
+        found = [each for each in self._found() if each[0] <= step]
         if step not in {each[0] for each in found}:
             raise FileNotFoundError(f"{self._folder}: no snapshot of step {step} among {sorted({each[0] for each in found})}")
         factors = combine([each[0] for each in found], [gamma_of(each[1]) for each in found], step, gamma_of(sigma_rel))
@@ -49,3 +54,8 @@ class Snapshots:
                     part = file.get_tensor(name).float() * float(factor)
                     total[name] = total[name].add_(part) if name in total else part
         return total
+
+    def _found(self) -> list[tuple[int, float, Path]]:
+        """Step, width and file of each."""
+        paths = sorted(self._folder.glob("step-*.safetensors"))
+        return [(int(match[1]), float(match[2]), path) for path in paths if (match := _NAME.fullmatch(path.name))]

@@ -12,19 +12,23 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop
 
+from models.recomputation import is_recomputing
 from pipelines.config import TrainConfig
 from pipelines.engine.world import World
 
 _PEAKS = {
-    # Dense TFLOP/s without sparsity: (bf16, fp32 on the tensor cores as TF32). Sources: NVIDIA's and AMD's data sheets.
-    "B200": (2250.0, 1100.0), "GH200": (989.0, 494.0), "H200": (989.0, 494.0), "H100 PCIe": (756.0, 378.0), "H100 NVL": (835.0, 417.0),
-    "H100": (989.0, 494.0), "A100": (312.0, 156.0), "A10G": (70.0, 35.0), "A10": (125.0, 62.5), "L40S": (362.0, 183.0),
-    "L40": (181.0, 90.5), "L4": (121.0, 60.0), "A6000": (155.0, 77.4), "4090": (165.0, 82.6), "3090": (71.0, 35.6), "V100": (0.0, 15.7),
-    "MI300X": (1307.0, 653.0), "MI250X": (383.0, 95.7),
+    # Dense TFLOP/s without sparsity: (bf16, fp32). Of fp32 itself, not of TF32, which nothing here switches on. Sources: NVIDIA's and AMD's
+    # data sheets.
+    "B200": (2250.0, 75.0), "GH200": (989.0, 67.0), "H200": (989.0, 67.0), "H100 PCIe": (756.0, 51.0), "H100 NVL": (835.0, 60.0),
+    "H100": (989.0, 67.0), "A100": (312.0, 19.5), "A10G": (70.0, 35.0), "A10": (125.0, 31.2), "L40S": (362.0, 91.6),
+    "L40": (181.0, 90.5), "L4": (121.0, 30.3), "A6000": (155.0, 38.7), "4090": (165.0, 82.6), "3090": (71.0, 35.6), "V100": (0.0, 15.7),
+    "Tesla T4": (0.0, 8.1), "MI300X": (1307.0, 163.4), "MI250X": (383.0, 95.7),
 }  # fmt: skip
 
+_CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+"""Not among torch's formulas."""
 _COLLECTIVES = ("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor", "broadcast", "all_gather",
                 "all_gather_into_tensor", "all_gather_coalesced")
 
@@ -43,6 +47,7 @@ class Telemetry:
     def __init__(self, world: World, train: TrainConfig):
         self.clock = StepClock(world.device)
         self._world, self._train, self._flops = world, train, FlopCount()
+        self._of = [world.size, train.batch_size, train.accumulation]
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         self._peak = train.peak_tflops or peak_tflops(name, train.precision)
 
@@ -59,6 +64,15 @@ class Telemetry:
         with self.clock.passes(engine), self._flops.counting(self._train.accumulation):
             yield
 
+    def state_dict(self) -> dict:
+        """What a restart needs: it would else count again, in a pass that is not compiled and so differs in last bits."""
+        return {"flops": self._flops.per_step, "of": self._of}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state` was taken; with other processes or batches the operations are others."""
+        if state["of"] == self._of:
+            self._flops.per_step = state["flops"]
+
     def count_step(self) -> None:
         """One step is done."""
         self.clock.count_step()
@@ -71,7 +85,7 @@ class Telemetry:
         """Figures of the steps since the last call, this rank's; seconds are means per step."""
         seconds = self.clock.read()
         step = max(seconds.pop("step"), 1e-9)
-        tflops = self._flops.per_step / step / 1e12
+        tflops = (self._flops.per_step or 0) / step / 1e12
         found = {"seconds_per_step": step, "data_wait": seconds.get("data", 0.0) / step,
                  "samples_per_second": self._train.batch_size / step, "speed/tflops": tflops}
         found |= {f"time/{name}": value for name, value in seconds.items()}
@@ -148,34 +162,50 @@ class StepClock:
 
 
 class FlopCount:
-    """Floating-point operations of forward and backward, counted once, on the first real batch."""
+    """Floating-point operations that the model asks for, forward and backward, counted once, on the first real batch."""
 
     def __init__(self):
-        self.per_step = 0
-        """Of one rank, all its passes of a step."""
+        self.per_step: int | None = None
+        """Of one rank, all its passes of a step; None before they are counted."""
 
     @contextlib.contextmanager
     def counting(self, passes: int) -> Iterator[None]:
         """Count what happens inside, one of `passes` equal passes, unless that is known already."""
-        if self.per_step:
+        if self.per_step is not None:
             yield
             return
-        with _CountedOperations() as counted:
+        # While operations are looked at, torch compiles nothing, and never again what it came across meanwhile.
+        with torch.compiler.set_stance("force_eager"), _CountedOperations() as counted:
             yield
         self.per_step = counted.total * passes
 
 
 class _CountedOperations(TorchDispatchMode):
-    """Adds up torch's own formulas. Its FlopCounterMode takes operators apart, which changes last bits: a resumed run would differ."""
+    """Adds up torch's own formulas. Its FlopCounterMode takes operators apart, which changes last bits: a resumed run would differ.
+
+    What is computed a second time to save memory is no work of the model, whether checkpointing does that or a kernel of attention.
+    """
 
     total = 0
 
     def __torch_dispatch__(self, operator, types, arguments=(), named=None):
         named = named or {}
         result = operator(*arguments, **named)
-        if (formula := flop_registry.get(operator._overloadpacket)) is not None:
+        if not is_recomputing() and (formula := _formula(operator._overloadpacket)) is not None:
             self.total += formula(*arguments, **named, out_val=result)
         return result
+
+
+def _formula(operator) -> Callable | None:
+    name = operator.__name__
+    if name.startswith("_scaled_dot_product_") and name.endswith("_attention_backward") or name == f"{_CPU_ATTENTION}_backward":
+        return _attention_backward
+    return sdpa_flop if name == _CPU_ATTENTION else flop_registry.get(operator)
+
+
+def _attention_backward(gradient, query, key, value, *_, **__) -> int:
+    """Twice the forward pass, as of any product; torch's own formula adds the scores that fused kernels compute again."""
+    return 2 * sdpa_flop(query, key, value)
 
 
 @contextlib.contextmanager

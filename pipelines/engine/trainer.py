@@ -18,12 +18,13 @@ from pipelines.engine.disk import clear, folder_of
 from pipelines.engine.draws import Draws
 from pipelines.engine.ema import ShardedEMA
 from pipelines.engine.gradients import GradientNorms, update_held_back
-from pipelines.engine.guards import Guard, TrainingError
+from pipelines.engine.guards import Guard, KeptBuffers, TrainingError
 from pipelines.engine.log import STATUS, RunLog
 from pipelines.engine.plain import PlainCopy
 from pipelines.engine.saving import write_atomically
 from pipelines.engine.schedule import learning_rate
 from pipelines.engine.signals import Stopped, stop_requested
+from pipelines.engine.snapshots import Snapshots
 from pipelines.engine.telemetry import Telemetry, step_profiler
 from pipelines.engine.watchdog import Watchdog
 from pipelines.engine.world import World
@@ -49,7 +50,7 @@ class Trainer:
             self.ema = ShardedEMA(self.engine, self.train.ema or self.train.ema_decay, folder / "averages")
             self.checkpoints = Checkpoints(folder / "checkpoints", world, self.train)
             self.stream = stage.stream(world, folder / "quarantine.jsonl")
-            self.guard = Guard(self.train.guards)
+            self.guard, self.buffers = Guard(self.train.guards), KeptBuffers(self.engine.module)
             self.telemetry = Telemetry(world, self.train)
             self.watchdog.beat(f"{stage.name}, taking up a checkpoint")
             self.step = self._resume()
@@ -62,6 +63,7 @@ class Trainer:
         log = RunLog(self.folder, self.stage.name, self.step, self.train.steps, self.world.is_main)
         try:
             with self.watchdog.watching(), self.telemetry.watching(), self._profiler() as profiler:
+                self._begin(log)
                 batches = self.stream.batches(self.train.stream.workers)
                 while self.step < self.train.steps:
                     self.one_step(batches, log)
@@ -70,13 +72,25 @@ class Trainer:
                 self._validate(log)
                 self._export(log)
         except BaseException as error:
-            log.state("stopped" if isinstance(error, Stopped) else "failed", str(error) or type(error).__name__)
+            # On a full disk these fail too, and would take the place of the error that says so.
+            with contextlib.suppress(OSError):
+                log.state("stopped" if isinstance(error, Stopped) else "failed", str(error) or type(error).__name__)
+            with contextlib.suppress(OSError):
+                log.close()
             raise
-        finally:
-            log.close()
+        log.close()
         log.state("complete")
         stop_engine(self.engine)
         self._clear_disk()
+
+    def _begin(self, log: RunLog) -> None:
+        """What must be there before the next step."""
+        if self.step == 0:
+            if self.guard.may_go_back(self.train.steps):
+                self._save()
+        elif self._validates() and not self._is_validated():
+            # The life before this one ended between the checkpoint and the validation of its step.
+            self._validate(log)
 
     def one_step(self, batches: Iterator[dict], log: RunLog) -> None:
         """One optimiser step on the next batch, and what is due after it."""
@@ -102,6 +116,7 @@ class Trainer:
         """Gradients of the batch, averaged over all ranks, up to but without the update."""
         totals: dict[str, torch.Tensor] = {}
         self.engine.train()
+        self.buffers.keep()
         parts = split_batch(batch, self.train.accumulation)
         for number, part in enumerate(parts):
             with self._phase("inputs"):
@@ -127,6 +142,7 @@ class Trainer:
                 log.tell(f"{self.stage.name}: step {self.step + 1} is skipped: {reason}")
                 with update_held_back(self.engine):
                     self.engine.step()
+                self.buffers.put_back()
                 return
             self.engine.step()
             self.stage.after_step(self.engine)
@@ -147,6 +163,10 @@ class Trainer:
         every = self.train.validate_every
         return bool(every) and self.step % every == 0 and self.step < self.train.steps
 
+    def _is_validated(self) -> bool:
+        """Whether the log has the validation of this step. Collective."""
+        return self.world.any(self.world.is_main and has_validation(self.folder / "metrics.jsonl", self.step))
+
     @torch.no_grad()
     def _validate(self, log: RunLog) -> None:
         """On the main rank alone, on a copy that needs no other rank; the others wait, as they would for the slowest of them."""
@@ -162,15 +182,18 @@ class Trainer:
     def _save(self) -> None:
         self._beat("checkpoint")
         state = self.stream.state_dict(self.world.total({"seen": self.stream.seen, "bad": self.stream.bad}))
-        client = {"stream": state, "guard": self.guard.state_dict()}
+        client = {"stream": state, "guard": self.guard.state_dict(), "telemetry": self.telemetry.state_dict()}
         self.checkpoints.save(self.step, self.engine, self.ema, client, needed=self.guard.suspect)
 
     def _resume(self) -> int:
         state = self.checkpoints.restore(self.engine, self.ema)
+        self._forget_averages(state["step"] if state else 0)
         if state is None:
             return 0
         self.stream.load_state_dict(state["stream"], self.train.stream.allow_data_change)
         self.guard.load_state_dict(state["guard"])
+        if "telemetry" in state:  # not in a checkpoint of an earlier version
+            self.telemetry.load_state_dict(state["telemetry"])
         return state["step"]
 
     def _roll_back(self, log: RunLog) -> None:
@@ -183,10 +206,17 @@ class Trainer:
         state = self.checkpoints.restore(self.engine, self.ema, before=first + 1)
         if state is None:
             raise TrainingError(f"step {self.step}: no checkpoint from before step {first + 1} is whole: run again to go on from the last")
+        self._forget_averages(state["step"])
         self.guard.restart(state["guard"])
         log.tell(f"{self.stage.name}: weights of step {state['step']} again, as too many steps from {first + 1} on were skipped; "
                  f"training goes on with step {self.step + 1}")
         self._save()
+
+    def _forget_averages(self, step: int) -> None:
+        """Snapshots after a step that training goes on from: an export would mix them in."""
+        if self.world.is_main:
+            Snapshots(self.folder / "averages").forget(step)
+        self.world.barrier()
 
     def _export(self, log: RunLog) -> None:
         self._beat("export")
@@ -226,6 +256,12 @@ def with_own_places(train: TrainConfig, name: str, folder: Path) -> TrainConfig:
     mirror, disk = train.checkpoint_mirror, train.zero.nvme_path
     zero = replace(train.zero, nvme_path=str(folder_of(disk, folder))) if disk else train.zero
     return replace(train, checkpoint_mirror=f"{mirror.rstrip('/')}/{name}" if mirror else "", zero=zero)
+
+
+def has_validation(metrics: Path, step: int) -> bool:
+    """Whether a log holds the line of a validation at this step."""
+    lines = map(json.loads, metrics.read_text().splitlines())
+    return any(line.pop("step") == step and all(name.startswith("validation/") for name in line) for line in lines)
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:

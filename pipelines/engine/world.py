@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import secrets
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    start: str = ""
+    """Names this start of the run: the same on all ranks, another one whenever processes start anew."""
 
     @property
     def is_main(self) -> bool:
@@ -55,7 +59,7 @@ def join_world() -> World:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _initialise(device, rank, size)
-    return World(rank, size, device)
+    return World(rank, size, device, _start(device, size))
 
 
 _WAIT = timedelta(days=1)
@@ -69,6 +73,15 @@ def _initialise(device: torch.device, rank: int, size: int) -> None:
     alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
     dist.init_process_group(backend, timeout=_WAIT, **alone)
     _deepspeed(device).init_distributed(dist_backend=backend, verbose=False)
+
+
+@functools.cache
+def _start(device: torch.device, size: int) -> str:
+    """As the first rank has drawn it: what launchers say of themselves may be the same at the next start."""
+    drawn = torch.tensor(secrets.randbits(63), device=device)
+    if size > 1:
+        dist.broadcast(drawn, 0)
+    return f"{drawn.item():016x}"
 
 
 def _deepspeed(device: torch.device):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.decoding import ClipDecoder
 from data_prep.index import ShardSet
-from data_prep.stream import ClipStream, one_pass
+from data_prep.stream import BadClip, Batch, ClipStream, one_pass
+from data_prep.streaming.reading import Decode
 from pipelines.config import Recipe, TrainConfig
 from pipelines.engine.world import World
+from pipelines.heldout import _leave_out
+
+_log = logging.getLogger(__name__)
 
 
 def clip_decoder(recipe: Recipe, seconds: float, random_crop: bool, want: tuple[str, ...] = ("frames", "waveform")) -> ClipDecoder:
@@ -26,10 +31,27 @@ def training_stream(shards: ShardSet, decode, train: TrainConfig, seed: int, wor
         shards = shards.cached(options.disk_cache, round(options.disk_cache_gb * 2**30))
     return ClipStream(shards, decode, batch_size=train.batch_size, rank=world.rank, world_size=world.size, seed=seed, window=options.window,
                       max_bad_share=options.max_bad_share, quarantine=str(quarantine), clip_timeout=options.clip_timeout,
-                      cache_gb=options.cache_gb)
+                      cache_gb=options.cache_gb, total=world.total if world.size > 1 else None)
 
 
 def clips(recipe: Recipe, split: str, batch_size: int, limit: int | None, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:
-    """Whole clips of a split, once, in the order of the shards, without the unreadable ones: training quarantines and counts those."""
+    """Whole clips of a split, once, in the order of the shards, without the broken ones: see `good_clips`."""
     decode = clip_decoder(recipe, recipe.clip.seconds, random_crop=False, want=want)
-    return one_pass(ShardSet.open(recipe.data, split=split), decode, batch_size, limit=limit, on_bad=lambda clip: None)
+    return good_clips(ShardSet.open(recipe.data, split=split), decode, batch_size, limit)
+
+
+def good_clips(shards: ShardSet, decode: Decode, batch_size: int, limit: int | None) -> Iterator[Batch]:
+    """One pass over the first `limit` clips; broken ones are left out, and a line of the log says how many.
+
+    ShardError where storage did not give a clip: a measurement over fewer clips cannot be compared with those before it.
+    """
+    bad: list[BadClip] = []
+
+    def leave_out(clip: BadClip) -> None:
+        _leave_out(clip)
+        bad.append(clip)
+
+    yield from one_pass(shards, decode, batch_size, limit=limit, on_bad=leave_out)
+    if bad:
+        _log.warning("%s: %d of %d clips are broken and left out; the first: %s",
+                     shards.url, len(bad), min(len(shards), limit or len(shards)), bad[0].message)

@@ -133,16 +133,19 @@ def validate_flow(model: FlowModel, recipe: Recipe, features: Features, limit: i
 
 
 @torch.no_grad()
-def flow_losses(module: FlowModel, clips: dict[str, torch.Tensor], device: torch.device, batch_size: int, repeats: int = 4, seed: int = 0):
+def flow_losses(module: FlowModel, clips: dict[str, torch.Tensor], device: torch.device, batch_size: int, repeats: int = 4, seed: int = 0,
+                positions: torch.Tensor | None = None):
     """Flow losses per clip (B,), averaged over `repeats` noises and stratified times, with the right and with shuffled videos.
 
     `clips` holds latent_mean and conditions; a caption stays with its clip, as it is the video that is asked about.
-    Both use the same noise and times, so that their difference is paired.
+    Both use the same noise and times, so that their difference is paired. Noise and times are those of a clip's place among `positions`
+    (B,), by default its row: given its position in the split, it keeps them whichever other clips are there.
     """
     count = len(clips["latent_mean"])
+    positions = torch.arange(count) if positions is None else positions
     partner, totals = torch.as_tensor(shuffled_partner(count, seed)), torch.zeros(2, count)
     for repeat, rows in itertools.product(range(repeats), torch.arange(count).split(batch_size)):
-        draws = Draws(seed + repeat, rows, device)
+        draws = Draws(seed + repeat, positions[rows], device)
         latent = clips["latent_mean"][rows].to(device)
         # Times spread evenly over the repeats: the loss varies more with time than with anything else.
         arguments = {"latent": latent, "noise": draws.normal(*latent.shape[1:]), "t": (draws.uniform() + repeat) / repeats}

@@ -9,9 +9,9 @@ import torch
 
 from data_prep.decoding import TensorDecoder
 from data_prep.index import ShardSet
-from data_prep.stream import one_pass
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder
+from pipelines.stages.data import good_clips
 
 LATENTS = ("latent_mean", "latent_std")
 
@@ -81,6 +81,5 @@ def first_features(features: Features, split: str, names: Sequence[str], limit: 
 
 def _pass(features: Features, split: str, names: Sequence[str], limit: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
     size = features.recipe.features.batch_size
-    # Unreadable clips are quarantined and counted by training itself.
-    for batch in one_pass(features.shards(split), features.decoder(names), size, limit=limit, on_bad=lambda clip: None):
+    for batch in good_clips(features.shards(split), features.decoder(names), size, limit):
         yield {name: values.cpu().float() for name, values in features.tensors(batch, names, device).items()}

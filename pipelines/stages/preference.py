@@ -45,18 +45,18 @@ class PreferenceModel(nn.Module):
     of the same weights, everything trains, and the reference runs beside it from end to end.
     """
 
-    def __init__(self, generator: MMDiT, beta: float, normalise: str = "running_max", anchor: bool = True,
+    def __init__(self, generator: MMDiT, beta: float, normalise: str = "balanced", objective: str = "avp_rpo",
                  whole_reference: MMDiT | None = None):
         super().__init__()
         self.generator, self.tuned_whole = generator, whole_reference is not None
         choose_trained(generator, self.tuned_whole)
         # Copied before there is an engine: ZeRO-3 leaves nothing that could be copied.
         self.reference = whole_reference.requires_grad_(False) if self.tuned_whole else TopBlocks.copy_of(generator)
-        self.objective = AVPRPOLoss(beta, normalise, anchor)
+        self.objective = AVPRPOLoss(beta, normalise, objective)
 
     def forward(self, winner: torch.Tensor, loser: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, clip: torch.Tensor | None = None,
                 sync: torch.Tensor | None = None, text: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Latents of winner and loser (B, N, C) under the same noise and times (B,) -> the terms of equation 5."""
+        """Latents of winner and loser (B, N, C) under the same noise and times (B,) -> the loss and its terms."""
         pair = self.generator.normalise(torch.cat([winner, loser]))
         noise, t, *conditions = (None if x is None else torch.cat([x, x]) for x in (noise, t, clip, sync, text))
         x_t, target = interpolate(noise, pair, t)
@@ -89,7 +89,7 @@ class PreferenceStage(Stage):
     def build(self) -> nn.Module:
         """The last round's generator as policy and reference."""
         config, reference = self.config, self._generator() if self.config.tuning == "full" else None
-        return PreferenceModel(self._generator(), config.beta, config.normalise, config.objective == "avp_rpo", reference)
+        return PreferenceModel(self._generator(), config.beta, config.normalise, config.objective, reference)
 
     def stream(self, world: World, quarantine: Path):
         """Random pairs with their conditions."""

@@ -7,31 +7,39 @@ import pytest
 from benchmarks import rounds
 
 
-def line(number, reward, *, error=0.001, onsets=0.0, flow=0.0):
-    """A line of rounds.jsonl."""
-    signs = {"reward": (0.4 + reward, 0.01), "onset_f1": (0.5 + onsets, 0.02), "flow_loss": (0.9, 0.01)}
-    if number:
-        signs |= {"reward_since_start": (reward, error), "onset_f1_since_start": (onsets, 0.01), "flow_rise_since_start": (flow, None),
-                  "accuracy": (0.75, None)}
-    return {"round": number, "clips": 64, "signs": {name: {"value": value, "error": error} for name, (value, error) in signs.items()}}
+def made_rounds(out, seed, kept, reward, *lines):
+    """A seed whose kept round changed the reward by (value, error)."""
+    run = out / f"seed-{seed}" / "early"
+    (run / "preference").mkdir(parents=True)
+    (run / "preference" / "best.json").write_text(json.dumps({"round": kept}))
+    (run / "preference" / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    changes = {"reward": reward, "onset F1": (-0.01, 0.01), "flow loss": (-0.02, 0.01)} if kept else {}
+    figures = [{"name": "flow loss, right video", "value": 0.5, "standard_error": None}]
+    figures += [{"name": f"{name}, after minus before preference", "value": value, "standard_error": error}
+                for name, (value, error) in changes.items()]  # fmt: skip
+    (run / "evaluation.json").write_text(json.dumps({"figures": figures}))
 
 
-def made_rounds(out, seed, best, *lines):
-    folder = out / f"seed-{seed}" / "early" / "preference"
-    folder.mkdir(parents=True)
-    (folder / "best.json").write_text(json.dumps({"round": best}))
-    (folder / "rounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+def line(number, reward):
+    return {"round": number, "signs": {"reward": {"value": reward, "error": 0.01}, "accuracy": {"value": 0.75, "error": None}}}
 
 
-def test_a_line_per_round_says_which_bars_it_misses(tmp_path):
-    made_rounds(tmp_path, 0, 1, line(0, 0.0), line(1, 0.0031), line(2, 0.0029, onsets=-0.021, flow=0.051))
-    made_rounds(tmp_path, 1, 0, line(0, 0.0), line(1, -0.004, error=0.0))
+def test_the_kept_round_is_judged_on_clips_that_did_not_choose_it(tmp_path):
+    made_rounds(tmp_path, 0, 2, (0.04, 0.01), line(0, 0.4), line(1, None), line(2, 0.44))
+    made_rounds(tmp_path, 1, 0, None, line(0, 0.5))
     text = rounds.table(tmp_path)
     assert (tmp_path / "rounds.md").read_text() == text
-    assert "| seed-0 | 0 | 0.4000 |  |  | 0.500 | 0.9000 |  |  |" in text
-    assert "| seed-0 | 1, kept | 0.4031 | +0.0031 ± 0.0010 | +3.1 | +0.000 ± 0.010 | +0.00% | 0.75 | none |" in text
-    assert "| seed-0 | 2 | 0.4029 | +0.0029 ± 0.0010 | +2.9 | -0.021 ± 0.010 | +5.10% | 0.75 | reward, onset F1, flow loss |" in text
-    assert "| seed-1 | 0, kept |" in text and "| seed-1 | 1 | 0.3960 | -0.0040 ± 0.0000 |  |" in text
+    assert "| seed-0 | round 2 | +0.0400 ± 0.0100 | -0.0100 ± 0.0100 | -0.0200 ± 0.0100 | -4.0% | none |" in text
+    assert "| seed-1 | the start | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 | +0.0% | reward |" in text
+    assert "| mean |  | 0.02 ± 0.02 | -0.005 ± 0.005 | -0.01 ± 0.01 |  |  |" in text
+    assert "| seed-0 | 1 | – | – | – | – | 0.7500 |" in text and "| seed-0 | 2 | 0.4400 ± 0.0100 | – | – | – | 0.7500 |" in text
+
+
+@pytest.mark.parametrize(("reward", "onsets", "rise", "missed"), [
+    ((0.03, 0.01), (-0.02, 0.01), 0.05, []), ((0.029, 0.01), (0.0, 0.01), 0.0, ["reward"]), ((0.0, 0.0), (0.0, 0.0), 0.0, ["reward"]),
+    ((0.03, 0.01), (-0.021, 0.01), 0.051, ["onset F1", "flow loss"]), ((float("nan"), 0.01), (0.0, 0.01), 0.0, ["reward"])])
+def test_bars(reward, onsets, rise, missed):
+    assert rounds.missed({"reward": reward, "onset F1": onsets}, rise) == missed
 
 
 def test_without_seeds_it_says_what_to_run(tmp_path):

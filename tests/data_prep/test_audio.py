@@ -21,7 +21,7 @@ def test_log_mel_is_the_reference_front_end(name):
     assert np.abs(mel - reference["mel"]).max() < 1e-4 * np.abs(reference["mel"]).max()
 
 
-LENGTHS = [("mmaudio_16k", 128000, 500), ("mmaudio_44k", 353280, 690), ("sf_cavp", 20480, 128)]
+LENGTHS = [("mmaudio_16k", 128000, 500), ("mmaudio_44k", 353280, 690), ("sf_cavp", 20480, 128), ("sf_cavp_44k", 56448, 128)]
 
 
 @pytest.mark.parametrize(("name", "samples", "frames"), LENGTHS)
@@ -62,10 +62,33 @@ def test_a_tone_peaks_in_its_band():
     assert log_mel(tone, "sf_cavp")[0, :, 50].argmax() == np.abs(edges[1:-1] - 1000).argmin()
 
 
-def test_an_onset_is_placed_to_the_frame():
-    click = torch.zeros(1, 16000)
-    click[0, 8000] = 1.0
-    assert log_mel(click, "sf_cavp")[0].mean(0).argmax() in (49, 50)
+@pytest.mark.parametrize("name", ["sf_cavp", "sf_cavp_44k"])
+def test_an_onset_is_placed_to_the_frame(name):
+    rate = MEL_SPECS[name].sample_rate
+    click = torch.zeros(1, rate)
+    click[0, rate // 2] = 1.0
+    assert log_mel(click, name)[0].mean(0).argmax() in (49, 50)
+
+
+def test_the_contrastive_front_ends_hear_the_same_at_both_rates():
+    """The same tones in the same bands, 10 ms frames; louder by the ratio of the transforms' lengths."""
+    time, (low, high) = torch.arange(44100) / 44100, (MEL_SPECS[name] for name in ("sf_cavp", "sf_cavp_44k"))
+    chord = sum(torch.sin(2 * torch.pi * hertz * time) for hertz in (440, 1000, 3000, 7000))[None] * 0.1
+    # Noise between the tones, as in recordings: far below them it would be the windows' side lobes that are compared.
+    chord += resample(torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.05, 16000, 44100)
+    mel_high, mel_low = log_mel(chord, high), log_mel(resample(chord, 44100, 16000), low)
+    assert mel_high.shape == mel_low.shape == (1, 128, 100)
+    louder = (mel_high - mel_low)[0, :120, 5:-5].mean(dim=1)  # above: where resampling ends
+    assert louder.mean() == pytest.approx(np.log(high.n_fft / low.n_fft), abs=0.05) and louder.std() < 0.1
+
+
+def test_filters_of_an_odd_transform_lie_where_its_bins_are():
+    """A tone at a bin of 2205 samples peaks in the band around it, also near the upper end."""
+    spec = MEL_SPECS["sf_cavp_44k"]
+    for hertz in (100, 1000, 7800):
+        tone = torch.sin(2 * torch.pi * hertz * torch.arange(44100) / 44100)[None]
+        edges = mel_to_hertz(np.linspace(0, hertz_to_mel(8000.0), 130))
+        assert log_mel(tone, spec)[0, :, 50].argmax() == np.abs(edges[1:-1] - hertz).argmin()
 
 
 def test_gradient_is_finite_even_at_silence_and_after_inference_mode():

@@ -115,6 +115,20 @@ def test_damage_is_found_and_named_and_stays_with_its_clip(tmp_path):
     assert caught.value.reason == "truncated"
 
 
+@pytest.mark.parametrize("clips", [(4, 0, 7), (4, 0, 3)], ids=["as_many", "fewer"])
+def test_a_shard_that_was_written_again_is_named_until_it_is_indexed_again(url, clips):
+    build_index(write(url), {})
+    shards = ShardSet.open(url)  # as a run that is in work
+    assert shards.read(0, 1) == expected()[0, 1]
+    write(url, clips=clips, seed=1)
+    for stale in (ShardSet.open(url), pickle.loads(pickle.dumps(shards)), shards):  # the last has shard 0 in memory
+        with pytest.raises(RuntimeError, match=r"shard-000002\.parquet: not the file that was indexed; index again with") as caught:
+            stale.read(2, 6)
+        assert not isinstance(caught.value, ShardError)  # or a stream would set the shard's clips aside one by one
+    again = build_index(url, {})
+    assert {place: again.read(*place) for place in expected(clips, seed=1)} == expected(clips, seed=1)
+
+
 def test_layers_add_members_and_the_first_set_decides(tmp_path):
     clips = build_index(write(tmp_path / "clips"), {})
     features = build_index(write(tmp_path / "features", members=("latent.npy",), missing=("clip-2-1",), seed=5), {})

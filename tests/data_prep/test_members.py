@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_a_batch_is_read_after_a_fork_though_threads_do_not_survive_one(shards):
     if not child:
         os._exit(0 if shards.read_many(entries(shards)) == found else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_batch_does_not_wait_for_a_helper_that_does_not_come(shards):
+    found, late = shards.read_many(entries(shards)), threading.Event()
+    held = members._helper().submit(late.wait, 60)
+    try:
+        assert shards.read_many(entries(shards)) == found and not held.done()
+    finally:
+        late.set()
 
 
 @pytest.mark.parametrize("row", [2, 9])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -174,7 +176,23 @@ def test_nothing_but_bad_clips_stops_the_run_at_once(tmp_path):
             take(ClipStream(shards, DECODE, batch_size=2), 1, workers=workers)
 
 
-def test_other_data_or_another_order_is_named_on_resume(shards):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("rows", [13, 5], ids=["as_many", "fewer"])
+def test_a_shard_written_again_under_the_index_stops_the_run(tmp_path, rows, workers):
+    shards, quarantine = write(tmp_path / "set"), tmp_path / "quarantine.jsonl"
+    write(tmp_path / "other", counts=(0, 0, 0, rows), base=500)
+    for ending in ("tar", "parquet"):
+        shutil.copy(tmp_path / "other" / f"shard-000003.{ending}", tmp_path / "set" / f"shard-000003.{ending}")
+    for batches in (
+        ClipStream(shards, DECODE, batch_size=8, quarantine=quarantine, max_bad_share=1.0).batches(workers),
+        one_pass(shards, DECODE, 8, workers=workers, on_bad=lambda clip: None),
+    ):
+        with pytest.raises(RuntimeError, match="shard-000003.parquet: not the file that was indexed; index again with"):
+            values(itertools.islice(batches, 6))
+    assert not quarantine.exists()
+
+
+def test_other_data_or_another_order_is_named_on_resume(shards, caplog):
     store = f"memory://{uuid.uuid4().hex}"
     state = ClipStream(shards, DECODE, batch_size=8, seed=1, position=16).state_dict()
     assert json.loads(json.dumps(state)) == state and state["dataset"] == shards.hash and state["position"] == 16
@@ -182,8 +200,11 @@ def test_other_data_or_another_order_is_named_on_resume(shards):
     with pytest.raises(ValueError, match="grown had 48 clips in 7 shards, now 50 clips in 8 shards.*at position 16 of the new order"):
         grown.load_state_dict(state)
     assert grown.position == 0
-    grown.load_state_dict(state, allow_data_change=True)
-    assert grown.position == 16
+    with caplog.at_level(logging.WARNING):
+        grown.load_state_dict(state, allow_data_change=True)
+        ClipStream(shards, DECODE, batch_size=8, seed=1).load_state_dict(state, allow_data_change=True)
+    assert grown.position == 16 and len(caplog.messages) == 1
+    assert "grown had 48 clips in 7 shards, now 50 clips in 8 shards; it goes on at position 16 of the new order" in caplog.text
     other = ClipStream(write(f"{store}/other", base=7), DECODE, batch_size=8, seed=1)
     with pytest.raises(ValueError, match="other has 48 clips in 7 shards as before, but others"):
         other.load_state_dict(state)

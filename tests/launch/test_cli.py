@@ -47,6 +47,8 @@ def test_nothing_heavy_is_imported_before_a_command_runs():
         ("run demo", "data: name the shards to train on"),
         ("generate --run nowhere --out {out} {video}", "nowhere/recipe.yaml is missing"),
         ("generate --run nowhere --out {out} nothing.mp4", "nothing.mp4: no such video file"),
+        ("export --run nowhere", "there is nothing to write: name --out, --vae-out or both"),
+        ("export --run nowhere --vae-out {out}", "nowhere/autoencoder/export is missing"),
         ("evaluate --run nowhere", "nowhere/recipe.yaml is missing"),
         ("prep shards nothing.parquet {out}", "nothing.parquet: no such manifest"),
         ("prep shards {video} {out}", "not a Parquet file"),
@@ -83,6 +85,22 @@ def test_an_unknown_stage_is_named(monkeypatch, capsys):
         main()
     assert stopped.value.code == 2
     assert "no stage 'decoder'; choose from autoencoder, contrastive, generative, preference" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "profiled"), [
+    ("run demo --profile 5", {"autoencoder": 5, "contrastive": 5, "generative": 5, "preference": 5}),
+    ("train generative demo --profile 5", {"autoencoder": 0, "contrastive": 0, "generative": 5, "preference": 0}),
+    ("train generative demo generative.train.profile=2 --profile 5", {"generative": 2}),
+    ("run demo", {"generative": 0}),
+])
+def test_a_profile_is_one_of_every_stage_that_runs(monkeypatch, arguments, profiled):
+    started = []
+    monkeypatch.setattr("pipelines.run.run_chain", lambda recipe, *_, **__: started.append(recipe))
+    monkeypatch.setattr(sys, "argv", ["foleyscale", *arguments.split()])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code in (0, None)
+    assert {stage: getattr(started[0], stage).train.profile for stage in profiled} == profiled
 
 
 def test_the_stack_is_there_for_those_who_ask(monkeypatch):

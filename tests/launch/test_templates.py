@@ -11,6 +11,7 @@ import typer.main
 import yaml
 from botocore.validate import ParamValidator
 from kubeflow.training import models
+from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import parse_args
 
 from launch.cli import app
@@ -145,7 +146,11 @@ def test_torchrun_understands_what_the_operator_tells_it(monkeypatch):
     assert (started.rdzv_backend, started.rdzv_endpoint, started.rdzv_id) == ("c10d", "foleyscale-train-worker-0:23456", "foleyscale-train")
     assert (started.module, started.training_script) == (True, "launch.cli")
     assert policy["minReplicas"] == policy["maxReplicas"] == worker(job)["replicas"]
-    assert container["env"] == [{"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"}]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment == {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    assert LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=8).shutdown_timeout == 600
+    assert worker(job)["template"]["spec"]["terminationGracePeriodSeconds"] > 600, "torchrun must be the first to lose patience"
 
 
 def test_the_pytorchjob_trains_with_a_batch_that_its_gpus_can_share():

@@ -13,8 +13,10 @@ from models.conditioning import (
     EncoderConditioner,
     FrameView,
     SynchformerConditioner,
+    ends_within_segment,
 )
 from models.encoders import synchformer
+from models.encoders.features import VideoFeatures
 from models.encoders.sf_cavp import PRESETS, SFCAVP
 from models.encoders.synchformer import Synchformer
 from models.generators import mmdit
@@ -90,6 +92,76 @@ def test_sizes_are_those_of_the_tokens(hop, seconds):
     assert conditions.clip.shape == (1, sizes["clip_len"], sizes["clip_dim"])
     assert conditions.sync.shape == (1, sizes["sync_len"], sizes["sync_dim"])
     assert (sizes["sync_group"], sizes["sync_margin"]) == (32, 32 // hop - 1)
+
+
+def markers(encoder):
+    """An encoder whose tokens say how bright their frames are: one frame, or `alpha` of them."""
+
+    def encode_video(frames):
+        config = encoder.config
+        bright = frames.mean(dim=(2, 3, 4)).unfold(1, config.segment_frames, config.hop_frames)
+        slow = bright.unflatten(2, (-1, config.video.alpha)).mean(dim=3)
+        widths = ((slow, encoder.semantic_dim), (bright, encoder.sync_dim))
+        return VideoFeatures(bright, *(x.flatten(1)[..., None].expand(-1, -1, width) for x, width in widths))
+
+    encoder.encode_video = encode_video
+    return EncoderConditioner(encoder)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 8.0, 4.5, 3.0, 2.52])
+def test_what_happens_late_in_a_clip_is_told_late(seconds):
+    """An event in any picture, also after the last whole segment, reaches the latent of its time within a token's width."""
+    conditioner, count, latents = markers(SFCAVP(PRESETS["tiny"])), int(25 * seconds), round(seconds / 0.032)
+    frames = torch.eye(count)[:, :, None, None, None].expand(count, count, 3, 1, 1)  # clip i is bright in picture i alone
+    conditions, segments = conditioner(frames)
+    sizes, events = conditioner.sizes(seconds), (torch.arange(count) + 0.5) / 25
+    assert (conditions.clip.shape[1], conditions.sync.shape[1]) == (sizes["clip_len"], sizes["sync_len"])
+    assert segments.shape[1] == sizes["sync_len"] // 32, "as many as of the sound"
+    # As MM-DiT lays tokens over the latents.
+    heard = torch.nn.functional.interpolate(conditions.sync[..., 0][:, None], size=latents, mode="nearest-exact")[:, 0]
+    width = seconds / sizes["sync_len"]
+    middle = (heard * (torch.arange(latents) + 0.5)).sum(1) / heard.sum(1) * seconds / latents
+    assert (middle - events).abs().max() <= width and heard.amax(dim=1).min() > 0.1, "and none is lost"
+    slow, width = conditions.clip[..., 0], seconds / sizes["clip_len"]
+    middle = (slow * (torch.arange(sizes["clip_len"]) + 0.5)).sum(1) / slow.sum(1) * width
+    assert (middle - events).abs().max() <= width
+
+
+def test_an_event_in_the_tenth_second_of_ten(conditioner):
+    """Seen by the encoder itself: a picture that changes at 9.5 s is told from one that never does, there and not before."""
+    still = torch.full((1, 250, 3, 32, 32), 0.5)
+    moving = still.clone()
+    moving[:, 237:] = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    changed = (conditioner(moving)[0].sync - conditioner(still)[0].sync).abs().sum(dim=2)[0]
+    assert changed.shape == (224,)
+    seconds = (torch.arange(224) + 0.5) * 10 / 224
+    assert changed[seconds < 8.9].max() < 1e-3 * changed.max(), "its segment begins at 8.96 s"
+    assert abs(seconds[changed.argmax()] - 9.5) < 0.3
+
+
+@pytest.mark.parametrize(("hop", "frames"), [(32, 32), (32, 96), (32, 128), (16, 96), (16, 112)])
+def test_clips_of_whole_segments_are_told_bit_by_bit_as_the_encoder_tells_them(hop, frames):
+    conditioner = EncoderConditioner(SFCAVP(dataclasses.replace(PRESETS["tiny"], hop_frames=hop)).eval())
+    conditioner.fit([torch.rand(4, 32, 3, 32, 32)])
+    pictures = torch.rand(2, frames, 3, 32, 32)
+    features, (conditions, segments) = conditioner.encoder.encode_video(pictures), conditioner(pictures)
+    assert torch.equal(conditions.clip, (features.semantic - conditioner.clip_mean) / conditioner.clip_std)
+    assert torch.equal(conditions.sync, (features.sync - conditioner.sync_mean) / conditioner.sync_std)
+    assert torch.equal(segments, features.segments) and not ends_within_segment(frames / 25, conditioner.encoder.config)
+
+
+@pytest.mark.parametrize(("hop", "frames"), [(32, 70), (16, 70)])
+def test_a_rest_changes_no_segment_that_the_reward_compares(hop, frames):
+    conditioner = EncoderConditioner(SFCAVP(dataclasses.replace(PRESETS["tiny"], hop_frames=hop)).eval())
+    pictures = torch.rand(1, frames, 3, 32, 32)
+    _, segments = conditioner(pictures)
+    torch.testing.assert_close(segments, conditioner.encoder.encode_video(pictures).segments)
+    assert ends_within_segment(frames / 25, conditioner.encoder.config)
+
+
+def test_a_clip_shorter_than_a_segment_is_refused(conditioner):
+    with pytest.raises(ValueError, match="a clip of 20 frames is shorter than one segment of 32: use longer clips"):
+        conditioner(torch.rand(1, 20, 3, 32, 32))
 
 
 def test_the_tiny_generator_fits_the_tiny_encoder(conditioner):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import layers
 from models.layers import (
     AttentionHeads,
     ChannelLastConv1d,
@@ -163,6 +164,24 @@ def test_attention_only_block_has_nothing_after_attention():
 )
 def test_flash_attention_is_taken_where_it_fits(device, dtype, head_dim, installed, kernel):
     assert attention_kernel(device, dtype, head_dim, installed) == kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_kernels_attend_alike(monkeypatch, dtype):
+    """flash_attn's heads are (B, N, H, head_dim), contiguous or not; a stand-in of its layout answers as the other branch."""
+    given = []
+
+    def flash(q, k, v):
+        given.append([tuple(x.shape) for x in (q, k, v)])
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    q, k, v = (made_input(name, (2, 3, length, 8)).to(dtype) for name, length in (("q", 5), ("k", 7), ("v", 7)))
+    expected = attend(q, k, v)
+    monkeypatch.setattr(layers, "flash_attn_func", flash)
+    assert torch.equal(attend(q, k, v), expected) and not given, "on a CPU it is not taken"
+    monkeypatch.setattr(layers, "attention_kernel", lambda *_, installed: "flash_attn" if installed else "sdpa")
+    torch.testing.assert_close(attend(q, k, v), expected)
+    assert given == [[(2, 5, 3, 8), (2, 7, 3, 8), (2, 7, 3, 8)]] and expected.shape == (2, 5, 24)
 
 
 class Hooked(torch.nn.Module):

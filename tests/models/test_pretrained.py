@@ -13,13 +13,16 @@ from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.generators.mmdit import PRESETS as MMDIT_PRESETS
 from models.generators.mmdit import MMDiT
 from models.pretrained import (
+    MMAUDIO_VAES,
     MMAUDIO_VARIANTS,
     export_mmaudio,
+    export_mmaudio_vae,
     load_mmaudio,
     load_mmaudio_vae,
     load_slowfast_r50,
     load_synchformer,
     load_weights,
+    mmaudio_vae_preset,
     mmaudio_variant,
     save_weights,
 )
@@ -70,6 +73,21 @@ def test_another_generator_is_no_mmaudio():
         other = MMDiT(replace(MMDIT_PRESETS["tiny"], final_layer_extended_condition=True))
     with pytest.raises(ValueError, match="has the sizes of none of MMAudio's variants"):
         export_mmaudio(other)
+
+
+@pytest.mark.parametrize("preset", MMAUDIO_VAES)
+def test_an_autoencoder_is_known_however_it_was_trained(preset):
+    config = replace(VAE_PRESETS[preset], kl_weight=1e-6, multi_resolution_weight=0.0, forced_weight_norm=False)
+    assert mmaudio_vae_preset(config) == mmaudio_vae_preset(VAE_PRESETS[preset]) == preset
+
+
+@pytest.mark.parametrize("change", [{"hidden": 32}, {"latent_dim": 40}, {"residual_share": 0.5}, {"activation_limit": 64.0}])
+def test_another_autoencoder_is_no_mmaudio(change):
+    """The last two have MMAudio's names and shapes: its code would load them, and answer otherwise."""
+    with torch.device("meta"):
+        other = MelVAE(replace(VAE_PRESETS["16k"], **change))
+    with pytest.raises(ValueError, match=r"has the sizes of none of MMAudio's \(16k, 44k\): its code cannot load it$"):
+        export_mmaudio_vae(other)
 
 
 def test_slowfast_takes_every_public_weight_but_the_classifier():

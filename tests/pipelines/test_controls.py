@@ -18,7 +18,7 @@ from pipelines.metrics.statistics import shuffled_partner
 from pipelines.sounding import SoundModel
 
 ONSETS = ("true log-mels through the autoencoder", "true log-mels through autoencoder and vocoder", "generated",
-          "generated from frozen videos", "generated, against another clip", "silence")
+          "generated from frozen videos", "generated from black videos", "generated, against another clip", "silence")
 PROBES = ("linear probe", "linear probe, untrained encoder")
 NAMES = {
     "autoencoder L1, relative: linear code", "untrained encoder: retrieval R@1", "untrained encoder: right segment of a clip",
@@ -61,13 +61,17 @@ def test_sounds_between_silence_and_truth(measured):
     assert figures["onset F1: generated, against another clip"].value == pytest.approx(sounded.onset_f1_shuffled.mean())
 
 
-def test_a_frozen_video_is_the_same_all_along(measured):
+def test_frozen_and_black_videos_are_the_same_all_along(measured):
     controls, _, _ = measured
-    still, segments = controls._still(), 3
-    assert {name: values.shape for name, values in still.items()} == {name: controls.held.features[name].shape for name in ("clip", "sync")}
-    for values in still.values():
-        first, *others = values.unflatten(1, (segments, -1)).unbind(dim=1)
-        assert all(torch.allclose(first, other, atol=1e-5) for other in others)
+    (still, black), segments = controls._sightless(), 3
+    shapes = {name: controls.held.features[name].shape for name in ("clip", "sync")}
+    for conditions in (still, black):
+        assert {name: values.shape for name, values in conditions.items()} == shapes
+        for values in conditions.values():
+            first, *others = values.unflatten(1, (segments, -1)).unbind(dim=1)
+            assert all(torch.allclose(first, other, atol=1e-5) for other in others)
+    alike = {name: torch.allclose(values[:1].expand_as(values), values, atol=1e-5) for name, values in black.items()}
+    assert all(alike.values()), "nothing tells black clips apart"
 
 
 def test_the_untrained_encoder_is_another_of_the_same_kind(measured):
@@ -83,8 +87,9 @@ def test_the_untrained_encoder_is_another_of_the_same_kind(measured):
 
 def test_times_of_tokens():
     own = CombinedConditioner(sync=EncoderConditioner(SFCAVP(ENCODERS["tiny"])))
-    assert token_seconds(own, 96, 32) == pytest.approx((np.arange(96) + 0.5) / 25)
+    assert token_seconds(own, 96, 32, 3.84) == pytest.approx((np.arange(96) + 0.5) / 25)
+    assert token_seconds(own, 192, 32, 8.0) == pytest.approx((np.arange(192) + 0.5) / 24), "7.68 s of tokens lie over 8 s of pictures"
     overlapping = CombinedConditioner(sync=SynchformerConditioner(Synchformer(PRESETS["tiny"])))
     group = overlapping.parts[0].encoder.config.segment_tokens
-    seconds = token_seconds(overlapping, 2 * group, group)
+    seconds = token_seconds(overlapping, 2 * group, group, 5.12)
     assert seconds[group] - seconds[0] == pytest.approx(8 / 25) and seconds[1] - seconds[0] == pytest.approx(16 / group / 25)

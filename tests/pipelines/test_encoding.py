@@ -169,9 +169,11 @@ def test_mmaudios_encoders_give_mmaudios_generator():
                "conditioning.clip=clip", "conditioning.sync=synchformer", "conditioning.text=clip", "conditioning.clip_weights=a",
                "conditioning.synchformer_weights=b"]
     changes.append("prepare.settings.format.sample_rate=44100")
-    with pytest.raises(RecipeError, match="clip.sample_rate is 44100 and contrastive.model.mel takes 16000: use that rate, or public"):
+    with pytest.raises(RecipeError, match="clip.sample_rate is 44100 and contrastive.model.mel takes 16000: .*=sf_cavp_44k.*, or public"):
         load_recipe("vggsound", changes)
     recipe = load_recipe("vggsound", [*changes, "preference.rounds=0"])
+    with_rounds = load_recipe("vggsound", [*changes, "contrastive.model.mel=sf_cavp_44k"])
+    assert with_rounds.preference.rounds > 0 and generator_sizes(with_rounds) == generator_sizes(recipe)
     sizes = generator_sizes(recipe)
     assert dataclasses.replace(recipe.generative.model, **sizes) == PRESETS["large_44k"]
     assert latent_length(8.0, "mmaudio_44k") == 345 and latent_length(3.84, "mmaudio_16k") == 120

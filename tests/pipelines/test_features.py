@@ -16,7 +16,7 @@ import torch
 
 from data_prep.index import ShardSet, build_index
 from pipelines.engine.world import World
-from pipelines.features import extract_features, require_shards, training_videos
+from pipelines.features import _provenance, extract_features, require_shards, training_videos
 from pipelines.provenance import ProvenanceError
 from pipelines.recipes import load_recipe
 from tests.fixtures.tiny_chain import REPOSITORY, overrides
@@ -46,6 +46,20 @@ def test_features_of_other_weights_are_refused(tiny, tmp_path):
     recipe = load_recipe("demo", overrides(tmp_path, tiny.shards))
     with pytest.raises(ProvenanceError, match="was made with another autoencoder: delete that folder, or give the run another name"):
         extract_features(recipe, run / "features", ALONE)
+
+
+def test_features_of_clips_that_end_within_a_segment_are_made_again(tiny, tmp_path):
+    """From before their own tokens were spread over all of a clip; of whole segments, and of public encoders, they stay as they are."""
+    demo = overrides(tiny.folder, tiny.shards)
+    public = ["conditioning.clip=clip", "conditioning.sync=synchformer", "conditioning.clip_weights=LICENSE",
+              "conditioning.synchformer_weights=LICENSE"]
+    found = [_provenance(load_recipe("demo", [*demo, *changes])) for changes in ([], ["clip.seconds=2.56"], ["clip.seconds=3", *public])]
+    assert all("timing of own tokens" not in known for known in found)
+    recipe = load_recipe("demo", [*demo, "clip.seconds=3"])
+    known = _provenance(recipe)
+    (tmp_path / "provenance.json").write_text(json.dumps({name: value for name, value in known.items() if name != "timing of own tokens"}))
+    with pytest.raises(ProvenanceError, match="was made with another timing of own tokens: delete that folder, or give the run another"):
+        extract_features(recipe, tmp_path, ALONE)
 
 
 def test_rounds_on_features_that_were_made_without_them_say_what_to_do(tiny, tmp_path):

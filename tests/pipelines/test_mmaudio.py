@@ -16,7 +16,7 @@ from data_prep.media import ClipError, probe
 from data_prep.readers.rendered import read_rendered
 from data_prep.rendering.config import RenderConfig
 from pipelines.encoding import latent_length
-from pipelines.generate import GenerateOptions, GenerationError, _pieces, _sound, _windows, batches, generate_file, generate_files
+from pipelines.generate import GenerateOptions, GenerationError, Job, _pieces, _sound, _windows, batches, generate_file, generate_files
 from pipelines.sounding import PublicFiles
 from tests.fixtures.made_encoders import SmallCLIP, small_mmaudio
 from tests.fixtures.tiny_chain import REPOSITORY
@@ -95,7 +95,7 @@ def test_prompts_and_masks_change_the_sound(model, videos, tmp_path):
 
 
 def test_a_masked_picture_is_what_the_generator_learned_for_a_missing_one(model, videos):
-    (piece,) = _windows(model, videos[0], Path("x"), None, GenerateOptions(duration=4.0, mask_away_clip=True))
+    (piece,) = _windows(model, Job(videos[0], Path("x"), GenerateOptions(duration=4.0, mask_away_clip=True)), None, None)
     assert piece.conditions.clip is None and piece.conditions.sync.shape[1] == 88
 
 
@@ -110,13 +110,12 @@ def sound_of(path):
 
 def test_a_batch_gives_what_single_videos_give(model, videos):
     options = GenerateOptions(duration=4.0, prompt="rain")
-    jobs = [(path, Path(f"{number}.mp4")) for number, path in enumerate(videos)]
-    together, alone = (list(_pieces(model, jobs, options, None)) for _ in range(2))
+    jobs = [Job(path, Path(f"{number}.mp4"), options) for number, path in enumerate(videos)]
+    together, alone = (list(_pieces(model, jobs, None)) for _ in range(2))
     (batch,) = batches(together, 3)
-    unsaid = model.text([""])
-    _sound(model, batch, options, unsaid)
+    _sound(model, batch, options)
     for piece in alone:
-        _sound(model, [piece], options, unsaid)
+        _sound(model, [piece], options)
     for one, other in zip(together, alone, strict=True):
         (start, sound), (_, expected) = one.sounding.pieces[0], other.sounding.pieces[0]
         assert start == 0 and np.abs(sound - expected).max() < 1e-4 * np.abs(expected).max()

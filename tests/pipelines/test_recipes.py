@@ -1,5 +1,9 @@
 """Recipes: what is read back, what is refused, and in which words."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -53,6 +57,10 @@ def test_merge_leaves_its_arguments():
     ("preference={losers: mixed, distortion: {coarse_seconds: 1.2}}", "is 1.2: give at most 0.96, 1 / 4 of clip.seconds; warp"),
     ("preference={losers: distorted, distortion: {kinds: [swap], coarse_seconds: 2}}", "coarse_seconds is 2: give at most 1.92, 1 / 2 of"),
     ("preference={losers: distorted, distortion: {subtle_seconds: 0.02}}", "subtle_seconds 0.02 is shorter than a latent, 0.032 s"),
+    ("clip.fps=30", "clip.fps is 30 and contrastive.model.fps 25: .*; make shards at 25 fps .*, or set contrastive.model.fps=30 with"),
+    ("contrastive.model={preset: tiny, mel: mmaudio_16k}", "segment_frames last 1.28 s at 25 fps and segment_mels 2.048 s in mmaudio_16k"),
+    ("contrastive.model.mel=xx", "contrastive.model.mel 'xx' is not known; choose from mmaudio_16k"),
+    ("contrastive.model.mel=sf_cavp_44k", "clip.sample_rate is 16000 and contrastive.model.mel takes 44100: choose sf_cavp at 16000 Hz"),
     ("generative.train.accumulation=3", "batch_size .* must divide by accumulation 3$"),
     ("steps", "override 'steps': write it as key=value"),
 ])
@@ -60,6 +68,24 @@ def test_a_wrong_key_is_one_clear_line(override, message):
     with pytest.raises(RecipeError, match=message) as error:
         load_recipe("demo", [override])
     assert "\n" not in str(error.value)
+
+
+def test_pictures_of_any_rate_serve_where_the_contrastive_stage_is_not_needed():
+    public = [f"conditioning.{key}" for key in ("clip=clip", "sync=synchformer", "clip_weights=a", "synchformer_weights=b")]
+    assert load_recipe("demo", [*public, "preference.rounds=0", "clip.fps=30"]).clip.fps == 30
+    with pytest.raises(RecipeError, match="clip.fps is 30"):
+        load_recipe("demo", [*public, "clip.fps=30"])
+    model = "contrastive.model={preset: tiny, fps: 30, segment_frames: 36, hop_frames: 36, segment_mels: 120}"
+    assert load_recipe("demo", ["clip.fps=30", model]).contrastive.model.seconds(3) == 3.6
+
+
+def test_mmaudio_is_trained_on_at_44_kilohertz_with_rounds():
+    """The overrides of docs/generation.md."""
+    text = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
+    (line,) = re.findall(r"^foleyscale run mmaudio_finetune (name=mmaudio_44k .*?[^\\])$", text, flags=re.DOTALL | re.MULTILINE)
+    recipe = load_recipe("mmaudio_finetune", shlex.split(line.replace("\\\n", " ")))
+    assert recipe.generative.model == PRESETS["large_44k_v2"] and recipe.preference.rounds == 5
+    assert (recipe.preparation.format.sample_rate, recipe.contrastive.model.mel, recipe.vocoder.preset) == (44100, "sf_cavp_44k", "44k")
 
 
 def test_files_that_are_no_recipe(tmp_path):

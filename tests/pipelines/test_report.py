@@ -20,10 +20,11 @@ def sign(value, error=None):
 
 
 ROUNDS = [
-    {"round": 0, "clips": 64, "signs": {"reward": sign(0.3, 0.01), "retrieval": sign(0.25)}},
-    {"round": 1, "clips": 64, "signs": {"reward": sign(0.34, 0.011), "retrieval": sign(0.5), "drift": sign(1.5),
+    {"round": 0, "clips": 64, "signs": {"reward": sign(0.3, 0.01), "retrieval": sign(0.25), "distance": sign(3.0)}},
+    {"round": 1, "clips": 64, "signs": {"reward": sign(0.34, 0.011), "retrieval": sign(0.5), "distance": sign(2.0), "drift": sign(1.5),
                                         "reward_since_start": sign(0.04, 0.01), "accuracy": sign(0.875)}},
-    {"round": 2, "clips": 64, "signs": {"reward": sign(None), "retrieval": sign(0.75), "drift": sign(7.0), "accuracy": sign(0.9375)}},
+    {"round": 2, "clips": 64, "signs": {"reward": sign(None), "retrieval": sign(0.75), "distance": sign(8.0), "drift": sign(7.0),
+                                        "accuracy": sign(0.9375)}},
 ]
 BEST = {"round": 1, "measure": "reward", "value": 0.34, "error": 0.011, "reason": "round 1 of 2 is kept by held-out reward (0.34 ± 0.011)",
         "warnings": ["in round 2 sounds are not finite"]}
@@ -122,7 +123,9 @@ def test_the_rounds_say_which_was_kept_and_what_got_worse(page):
     for words in ("round 1 is kept", BEST["reason"], "got worse", *BEST["warnings"], "1, kept", "0.34 ± 0.011 (+4.0 s.e.)",
                   "reward_since_start", "0.9375"):
         assert words in page.words, words
-    assert page.words.count("drift of the latents") == 2, "once in the table, once over its curve"
+    assert page.words.count("distance of the latents from the truth") == 2, "once in the table, once over its curve"
+    details = page.text[page.text.index("all signs: changes, drift, losses, margins, implicit accuracy"):]
+    assert "drift" in details and "distance" not in details, "how far it is from the start is a warning and no measure: not charted"
     assert not any("kept" in text for text in page.text if text.startswith("2"))
 
 

@@ -4,22 +4,28 @@ import dataclasses
 import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from data_prep.audio import MEL_SPECS, log_mel
 from data_prep.index import ShardSet
+from data_prep.media import ClipFormat
+from data_prep.prepare import prepare_shards
+from data_prep.settings import PrepareConfig
 from models.encoders.sf_cavp import PRESETS, SFCAVP
 from models.pretrained import save_weights
 from pipelines.candidates import make_candidates
 from pipelines.engine.world import World
 from pipelines.features import training_videos
 from pipelines.provenance import ProvenanceError
-from pipelines.recipes import RecipeError, load_recipe
+from pipelines.recipes import RecipeError, dump_recipe, load_recipe
 from pipelines.rewards import extract_reward, load_scorer, scoring_export
 from pipelines.run import Chain
-from tests.fixtures.tiny_chain import overrides
+from pipelines.stages.data import clips
+from tests.fixtures.tiny_chain import STAGES, finish, overrides, start
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -88,7 +94,7 @@ def test_the_encoder_that_scores_is_the_named_one_or_the_own(copied, tmp_path):
 
 def test_an_encoder_of_another_rate_is_refused(copied, tmp_path):
     folder = other_encoder(tmp_path / "other", mel="mmaudio_44k")
-    with pytest.raises(RecipeError, match="preference.reward: the encoder in .*other hears 44100 Hz and clip.sample_rate is 16000: "):
+    with pytest.raises(RecipeError, match="preference.reward: the encoder in .*other hears 44100 Hz and clip.sample_rate is 16000: .*44k"):
         load_scorer(copied(folder), CPU)
 
 
@@ -99,6 +105,45 @@ def test_an_encoder_of_a_run_with_other_pictures_is_refused(copied, tmp_path):
     (tmp_path / "recipe.yaml").write_text("clip: {size: 112}")
     with pytest.raises(RecipeError, match=f"the encoder in {folder} was trained with clip.size=112 and clip.size is 32: "):
         load_scorer(copied(folder), CPU)
+
+
+@pytest.fixture(scope="module")
+def high_rate(tiny, tmp_path_factory):
+    """The recipe of a run at 44.1 kHz, with shards of the same clips, shorter still."""
+    folder = tmp_path_factory.mktemp("high")
+    media = ClipFormat(short_side=32, max_seconds=3.84, sample_rate=44100)
+    prepare_shards(str(tiny.folder / "manifest.parquet"), str(folder / "shards"), PrepareConfig(format=media, rows_per_shard=8), workers=1)
+    changes = ["clip.sample_rate=44100", "autoencoder.mel=mmaudio_44k", "autoencoder.model.bands=128", "contrastive.model.mel=sf_cavp_44k",
+               "vocoder.iterations=1", "vocoder.inversion_steps=1", *(f"{stage}.train.steps=2" for stage in STAGES)]
+    return load_recipe("demo", [*overrides(folder, str(folder / "shards")), *changes])
+
+
+def run_command(recipe, *command):
+    path = recipe.folder.parent / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    return finish(start([sys.executable, "-W", "ignore", "-m", "launch.cli", *command, str(path)]))
+
+
+def test_an_encoder_of_44_kilohertz_is_trained_and_scores(high_rate):
+    run_command(high_rate, "train", "contrastive")
+    scorer = load_scorer(high_rate, CPU)
+    assert scorer.config.mel == "sf_cavp_44k" and MEL_SPECS[scorer.config.mel].sample_rate == 44100
+    batch = next(iter(clips(high_rate, "heldout", 4, 4)))
+    seen = scorer.encode_video(batch["frames"].float() / 255).segments
+    heard = scorer.encode_audio(log_mel(batch["waveform"], scorer.config.mel)).segments
+    scores = scorer.similarity(seen, heard)
+    assert scores.shape == (4, 3) and scores.isfinite().all() and scores.std() > 0
+
+
+@pytest.mark.slow
+def test_a_round_at_44_kilohertz(high_rate):
+    """The whole chain."""
+    folder = high_rate.folder
+    assert "round-1" in run_command(high_rate, "run")
+    rounds = ShardSet.open(folder / "preference" / "round-1" / "candidates")
+    similarities = np.load(io.BytesIO(rounds.read(0, 0)["similarities.npy"]))
+    assert similarities.shape == (3, 3) and np.isfinite(similarities).all(), "two candidates and the true sound, three segments"
+    assert (folder / "preference" / "round-1" / "export" / "complete.json").exists()
 
 
 def test_a_wrong_reward_is_told_before_the_first_stage(tiny, tmp_path):

@@ -73,11 +73,12 @@ def test_every_part_of_every_round_is_there(done):
     lines = [json.loads(line) for line in (done.preference / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2] and {line["clips"] for line in lines} == {4}
     signs = lines[2]["signs"]
-    assert {"reward", "onset_f1", "flow_loss", "retrieval", "retrieval_chance", "drift", "spread", "inverted", "reward_above_true",
-            "reward_since_start", "onset_f1_since_previous", "flow_rise_since_start", "flow_win", "flow_lose", "margin_win", "margin_lose",
-            "accuracy"} <= signs.keys()  # fmt: skip
+    assert {"reward", "onset_f1", "flow_loss", "retrieval", "retrieval_chance", "distance", "drift", "spread", "inverted",
+            "reward_above_true", "reward_since_start", "onset_f1_since_previous", "flow_rise_since_start", "flow_win", "flow_lose",
+            "margin_win", "margin_lose", "accuracy"} <= signs.keys()  # fmt: skip
     assert signs["retrieval_chance"]["value"] == 0.25 and 0 <= signs["inverted"]["value"] <= 1
     assert 0 < signs["drift"]["value"] < 0.1, "six small steps move the latents a little"
+    assert signs["distance"]["value"] == pytest.approx(lines[0]["signs"]["distance"]["value"], rel=0.2)
     first = json.loads((done.preference / "start" / "signs.json").read_text())["signs"]
     again = json.loads((done.preference / "round-1" / "signs.json").read_text())["signs"]
     assert again["flow_loss"]["value"] == pytest.approx(first["flow_loss"]["value"], rel=0.05)
@@ -130,6 +131,11 @@ def whole_shard(preference):
     return any((preference / "round-1" / "candidates").glob("shard-*.parquet"))
 
 
+def scoring(preference):
+    """Candidates of the next shard are generated and not yet scored: there the run stands still, as `STANDSTILL` makes it."""
+    return (preference / "scoring").exists()
+
+
 def half_a_shard(preference):
     folder = preference / "round-1" / "candidates"
     return any(folder.glob("shard-*.parquet")) and any(path.stat().st_size for path in folder.glob(".shard-*.tmp"))
@@ -146,18 +152,34 @@ def measuring(preference):
 
 MOMENTS = {
     whole_shard: lambda folder: len(candidates(folder)) < 3,
+    scoring: lambda folder: len(candidates(folder)) < 3,
     half_a_shard: lambda folder: len(candidates(folder)) < 3,
     training: lambda folder: not (folder / "round-1" / "export").exists(),
     measuring: lambda folder: not (folder / "round-1" / "signs.json").exists(),
 }
 """When the run is killed, and what must not be there yet for the kill to show anything."""
+STANDSTILL = """
+import pathlib, runpy, sys, time
+from pipelines.sounding import SoundModel
+marker = pathlib.Path(sys.argv.pop(1))
+def similarities(self, segments, waveform):
+    marker.write_text(f"{len(waveform)} sounds")
+    time.sleep(600)
+SoundModel.similarities = similarities
+runpy.run_module("launch.cli", run_name="__main__")
+"""
+"""The command line, but for candidates that are never scored: a file says when it is about to."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
-def test_a_killed_run_ends_as_the_undisturbed_one(tiny, done, tmp_path, moment):
-    preference = begun(tiny, tmp_path)
-    process = start(command(tmp_path, tiny.shards))
+def stopping(arguments, marker):
+    """The same command, which stands still where it would score."""
+    place = arguments.index("-m")
+    return [*arguments[:place], "-c", STANDSTILL, str(marker), *arguments[place + 2:]]
+
+
+def kill_at(moment, preference, arguments):
+    """Run the command until then."""
+    process = start(stopping(arguments, preference / "scoring") if moment is scoring else arguments)
     deadline = time.monotonic() + 200
     while not moment(preference):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -165,6 +187,16 @@ def test_a_killed_run_ends_as_the_undisturbed_one(tiny, done, tmp_path, moment):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert MOMENTS[moment](preference), "the kill came too late to show anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [(whole_shard, scoring), (half_a_shard,), (training,), (measuring,)],
+                         ids=lambda moments: "-".join(moment.__name__ for moment in moments))
+def test_a_killed_run_ends_as_the_undisturbed_one(tiny, done, tmp_path, moments):
+    """Killed once, or twice: while the candidates of the second shard are generated, and again before they are scored."""
+    preference = begun(tiny, tmp_path)
+    for moment in moments:
+        kill_at(moment, preference, command(tmp_path, tiny.shards))
     finish(start(command(tmp_path, tiny.shards)))
     assert records(preference) == records(done.preference)
 

@@ -1,7 +1,12 @@
 """Shards that processes make together: each once, those that are there stay, and the index comes last."""
 
 import contextlib
+import json
 import logging
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -12,10 +17,15 @@ from data_prep.shards import ShardWriter
 from data_prep.sidecar import read_sidecar
 from data_prep.storage import Folder
 from data_prep.stream import one_pass
+from pipelines.engine.log import STATUS
+from pipelines.engine.watchdog import HUNG, Watchdog
 from pipelines.engine.world import World
 from pipelines.sharing import make_shards, record_bad
 from tests.fixtures.made_shards import COUNTS as COUNTS_MADE
 from tests.fixtures.made_shards import damage, write
+from tests.fixtures.two_ranks import REPOSITORY
+from tests.pipelines.engine.toy import finish_ranks
+from tests.services.s3_server import free_ports
 
 ALONE = World(0, 1, torch.device("cpu"))
 COUNTS = (2, 0, 3)
@@ -89,3 +99,36 @@ def test_a_shard_that_storage_did_not_give_is_made_the_next_time(tmp_path):
     assert make_shards(source, out, ALONE, "copies", {}, lambda: write_shard).counts.tolist() == [8, *COUNTS_MADE[1:]]
     (failed,) = [row for row in read_sidecar(Folder(out), "shard-000000").to_pylist() if row["status"] != "ok"]
     assert (failed["key"], failed["status"], failed["reason"]) == ("clip-1", "failed", "bad_crc")
+
+
+def test_every_shard_is_a_sign_of_life(tmp_path, monkeypatch):
+    phases = []
+    monkeypatch.setattr(Watchdog, "beat", lambda self, phase: phases.append(phase))
+    with Watchdog(tmp_path, ALONE, limit=0).watching():
+        share(write(tmp_path / "in", COUNTS), tmp_path / "out", [])
+    shards = [f"copies, shard {number} of 3" for number in (1, 2, 3)]
+    assert phases == ["copies, loading what makes them", *shards, "copies, index"]
+
+
+def troubled(folder, trouble):
+    """Exit codes and outputs of two real processes, the second of which fails or hangs."""
+    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]),
+              "LOCAL_RANK": "0", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.pipelines.sharing_share", str(folder), trouble]
+    return finish_ranks([subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | common | {"RANK": str(rank)}, stdout=subprocess.PIPE,
+                                          stderr=subprocess.STDOUT, text=True) for rank in range(2)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["fail", "hang"])
+def test_rank_0_tells_which_process_is_in_trouble(tmp_path, trouble):
+    begin = time.monotonic()
+    codes, outputs = troubled(tmp_path, trouble)
+    assert time.monotonic() - begin < 90, "nobody waits for ever for a shard that will not come"
+    assert codes == [1, 1 if trouble == "fail" else HUNG], outputs
+    said = "ValueError: clip-9 is not to my taste" if trouble == "fail" else "has taken more than 15 s; every stack is in "
+    assert "foleyscale: rank 1 of 2: features, shard 2 of " in outputs[0] and said in outputs[0]
+    folder = tmp_path / "run" / "features"
+    kept = (folder / "errors" / "rank-1.txt" if trouble == "fail" else folder / "hang-rank-1.txt").read_text()
+    assert "in write_shard" in kept
+    assert json.loads((folder / STATUS).read_text())["reason"].endswith("shards of other processes to come")

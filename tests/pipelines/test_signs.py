@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config.preference import WatchConfig
-from pipelines.signs import Signs, best_round, drift, shared, told, write_rounds
+from pipelines.signs import Signs, best_round, distance, drift, shared, told, write_rounds
 
 NOISE = np.tile([0.01, -0.01], 8)
 """Differences between clips of which the mean of 16 has a standard error of 0.0026."""
@@ -21,7 +21,8 @@ def signs(number, reward=0.4, onset_f1=0.7, flow_loss=0.3, true=0.9, **more):
     rows = {name: value + clips + random.permutation(NOISE) * (number > 0)
             for name, value in {"reward": reward, "onset_f1": onset_f1, "flow_loss": flow_loss}.items()}
     latent = np.random.default_rng(7).normal(size=(16, 4))
-    found = {**rows, "reward_true": np.full(16, true), "latent_mean": latent, "latent_square": latent**2 + 1} | more
+    found = {**rows, "reward_true": np.full(16, true), "latent_mean": latent, "latent_square": latent**2 + 1,
+             "latent_true": latent + 1} | more
     figures = {"retrieval": 0.25} | ({"accuracy": 0.9} if number else {})
     return Signs(round=number, positions=np.arange(240, 256), clips=found, figures=figures)
 
@@ -80,7 +81,7 @@ def test_sounds_that_are_not_finite():
     broken = signs(2, reward=np.nan)
     best = best_round([signs(0), signs(1, reward=0.5), broken], WatchConfig())
     assert (best.round, best.warnings) == (1, ("in round 2 sounds are not finite",))
-    assert np.isnan(drift(broken, signs(0))["drift"]) and "nan" in told(broken, signs(0))
+    assert np.isnan(drift(broken, signs(0))["drift"]) and np.isnan(distance(broken)) and "nan" in told(broken, signs(0))
 
 
 def test_a_reward_above_the_truth_is_told():
@@ -130,6 +131,19 @@ def test_drift():
     variance = start.clips["latent_square"].mean(0) - start.clips["latent_mean"].mean(0) ** 2
     wider = start.clips["latent_square"] + variance * [0, 3, 0, 0.5]
     assert drift(signs(1, latent_square=wider), start)["spread"] == pytest.approx(2)
+
+
+def test_distance_from_the_truth(tmp_path):
+    true = signs(0).clips["latent_true"]
+    assert distance(signs(1, latent_mean=true)) == pytest.approx(0, abs=1e-9)
+    shift = np.array([0, 0.5, -2, 1])
+    assert distance(signs(1, latent_mean=true + shift)) == pytest.approx(shift @ shift)
+    assert distance(signs(1, latent_mean=true[::-1])) == pytest.approx(0, abs=1e-9), "of all clips, not clip by clip"
+    wider = true.mean(0) + 2 * (true - true.mean(0))
+    assert distance(signs(1, latent_mean=wider)) == pytest.approx(true.var(axis=0, ddof=1).sum())
+    write_rounds(tmp_path, [signs(0), signs(1, latent_mean=true)])
+    start, first = (json.loads(line)["signs"]["distance"] for line in (tmp_path / "rounds.jsonl").read_text().splitlines())
+    assert start == {"value": pytest.approx(4), "error": None} and first["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_signs_are_kept_and_read_again(tmp_path):

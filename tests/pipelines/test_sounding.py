@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import av
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.evaluate import evaluate, table
 from pipelines.generate import GenerateOptions, generate_file
 from pipelines.report import write_report
 from pipelines.sounding import RunError, SoundModel, generator_export
+from tests.fixtures.tiny_chain import start
 
 
 def packets(path, kind):
@@ -44,6 +46,42 @@ def test_a_seed_gives_one_sound(model, tmp_path):
     video = next(iter(read_rendered(tmp_path / "in", 1, settings=RenderConfig(size=32), workers=1))).source
     first, again, other = (generate_file(model, video, tmp_path / "out.mp4", GenerateOptions(seed=seed)) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+@pytest.mark.slow
+def test_a_bad_video_of_one_process_ends_no_other(tiny, tmp_path):
+    """Process 0 is done with its share, a file that is no video, long before process 1."""
+    (long,) = (row.source for row in read_rendered(tmp_path / "in", 1, settings=RenderConfig(size=32, seconds=30.0), workers=1))
+    bad, good = ([tmp_path / f"{kind}{number}.mp4" for number in range(2)] for kind in ("bad", "good"))
+    for no_video, video in zip(bad, good, strict=True):
+        no_video.write_bytes(b"no video")
+        shutil.copy(long, video)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2", "-m", "launch.cli", "--"]
+    videos = [bad[0], good[0], bad[1], good[1]]
+    arguments = ["generate", "--run", tiny.run, "--out", tmp_path / "out", "--batch-size", 1, "--steps", 4, *videos]
+    process = start([sys.executable, "-W", "ignore", *launcher, *map(str, arguments)])
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode != 0, said
+    assert all(f"{path}: " in said for path in bad), said
+    assert "2 of 2 videos have got no sound, for the reasons above; the other processes are waited for" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good0.json", "good0.mp4", "good1.json", "good1.mp4"]
+    assert [probe(str(tmp_path / "out" / path.name)).duration for path in good] == pytest.approx([30.0, 30.0], abs=0.1)
+
+
+def test_bfloat16_is_close_and_says_so(tiny, tmp_path):
+    """Within 5 % of the sound's norm: two or three digits a step; a run's own encoders under autocast."""
+    video = next(iter(read_rendered(tmp_path / "in", 1, settings=RenderConfig(size=32), workers=1))).source
+    model = SoundModel.from_run(tiny.run, torch.device("cpu"))
+    sounds, kept = [], []
+    waveform = model.waveform
+    model.waveform = lambda latents: kept.append(latents) or waveform(latents)
+    for precision in ("fp32", "bf16"):
+        sounds.append(generate_file(model, video, tmp_path / "out.mp4"))
+        assert json.loads((tmp_path / "out.json").read_text())["precision"] == precision
+        model.generator.bfloat16()
+    full, half = kept
+    assert half.dtype == torch.float32 and 0 < (half - full).norm() < 0.05 * full.norm()
+    assert np.isfinite(sounds[1]).all() and len(sounds[0]) == len(sounds[1])
 
 
 def test_evaluation_and_report(tiny):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from launch.status import status_lines
-from pipelines.engine.log import STATUS, RunLog
+from pipelines.engine.log import STATUS, PhaseStatus, RunLog
 from pipelines.status import run_status
 
 KNOWN = {"step": 120, "steps": 1000, "loss": 0.52, "samples_per_second": 31.0, "seconds_left": 723.4, "reason": ""}
@@ -21,7 +21,8 @@ def run(tmp_path):
     (tmp_path / "recipe.yaml").touch()
     (tmp_path / "autoencoder" / "export" / "complete.json").write_text("{}")
     (tmp_path / "contrastive" / "checkpoints" / "step-00000100" / "complete.json").write_text("{}")
-    (tmp_path / "contrastive" / "quarantine.jsonl").write_text("{}\n{}\n")
+    clips = [{"url": "shards", "shard": "shard-000001", "key": key, "position": position} for position, key in enumerate("abaa")]
+    (tmp_path / "contrastive" / "quarantine.jsonl").write_text("".join(f"{json.dumps(clip)}\n" for clip in clips) + '{"url": "sha')
     (tmp_path / "contrastive" / STATUS).write_text(json.dumps(KNOWN | {"state": "running"}))
     return tmp_path
 
@@ -47,6 +48,23 @@ def test_rounds_in_their_order(run):
     for number in (1, 2, 10, "2-old", ""):
         (run / "preference" / f"round-{number}").mkdir(parents=True)
     assert [stage.name for stage in run_status(run)][3:] == ["preference/round-1", "preference/round-2", "preference/round-10"]
+
+
+def test_work_between_the_stages_is_shown_while_it_goes_on(run):
+    for name in ("features", "preference"):
+        (run / name).mkdir()
+    features, rounds = PhaseStatus(run / "features", "features"), PhaseStatus(run / "preference", "preference")
+    features.show("features, shard 3 of 40")
+    assert status_lines(run)[2:] == ["features     running, shard 3 of 40", "generative   waiting"]
+    features.ended("stopped", "asked to stop")
+    assert status_lines(run)[2] == "features     stopped, shard 3 of 40: asked to stop"
+    features.show("")
+    rounds.show("candidates of round 2, shard 1 of 9")
+    os.utime(run / "preference" / STATUS, (time.time() - 61, time.time() - 61))
+    assert status_lines(run)[2:] == ["generative   waiting", "preference   gone, candidates of round 2, shard 1 of 9"]
+    rounds.show("")
+    rounds.ended("failed", "in the training of a round, which says so itself")
+    assert status_lines(run)[2:] == ["generative   waiting"]
 
 
 def test_a_checkpoint_later_than_the_last_line_of_the_log_counts(run):

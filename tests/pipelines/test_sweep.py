@@ -32,7 +32,7 @@ def write(folder, text):
 
 def test_the_sweep_that_ships():
     config = load_sweep("preference", ["rounds=2", "seeds=[3]", "preference.train.steps=4", "variants.other_reward.reward=some/export"])
-    assert list(config.variants) == ["base", "dpo", "full", "best", "mean", "distorted", "mixed", "other_reward"]
+    assert list(config.variants) == ["base", "dpo", "anchor", "full", "best", "mean", "distorted", "mixed", "other_reward"]
     assert (config.rounds, config.seeds, config.preference) == (2, (3,), {"train": {"steps": 4}})
 
 
@@ -69,11 +69,11 @@ def test_the_recipes_of_the_members(run):
 
 
 def test_all_variants_are_checked_before_any_runs(run, tmp_path):
-    with pytest.raises(RecipeError, match="variant worse: preference.objective: input should be 'avp_rpo' or 'dpo'"):
+    with pytest.raises(RecipeError, match="variant worse: preference.objective: input should be 'avp_rpo', 'dpo' or 'flow_win'"):
         run_sweep(run, load_sweep(write(tmp_path, "variants: {base: {}, worse: {objective: ppo}}")))
     with pytest.raises(RecipeError, match="variant worse: preference.objectif: no such key; did you mean objective?"):
         run_sweep(run, load_sweep(write(tmp_path, "variants: {base: {}, worse: {objectif: dpo}}")))
-    with pytest.raises(RecipeError, match="--only dop: no such variant; choose from base, dpo, full"):
+    with pytest.raises(RecipeError, match="--only dop: no such variant; choose from base, dpo, anchor, full"):
         run_sweep(run, load_sweep("preference"), only=["dop"])
     assert not (run / "sweep").exists()
 
@@ -107,7 +107,7 @@ def test_variants_use_the_models_of_the_run_and_share_what_they_can(run):
         assert [target(name, stage) for stage in ("generative", "features")] == [run / "generative", run / "features"]
     candidates = {name: target(name, "preference/round-1/candidates") for name, m in found.items() if m.recipe.preference.needs_candidates}
     alike = {frozenset(name for name in candidates if candidates[name] == folder) for folder in candidates.values()}
-    of_seed = [frozenset(f"{variant}-{seed}" for variant in ("base", "dpo", "full", "mixed")) for seed in (0, 1)]
+    of_seed = [frozenset(f"{variant}-{seed}" for variant in ("base", "dpo", "anchor", "full", "mixed")) for seed in (0, 1)]
     assert alike == {*of_seed, *(frozenset([f"{variant}-{seed}"]) for variant in ("best", "mean", "other") for seed in (0, 1))}
     assert target("distorted-0", "preference/distorted") == target("mixed-0", "preference/distorted")
     assert target("distorted-0", "preference/distorted") != target("mixed-1", "preference/distorted")

@@ -24,7 +24,7 @@ def leave_signs(run, rewards, seed=0, first=4, **settings):
         means = {"reward": reward, "onset_f1": 0.7, "flow_loss": 0.3}
         clips = {name: value + 0.01 * random.normal(size=8) for name, value in means.items()}
         latent = random.normal(size=(8, 3))
-        clips |= {"reward_true": np.full(8, 0.9), "latent_mean": latent, "latent_square": latent**2 + 1}
+        clips |= {"reward_true": np.full(8, 0.9), "latent_mean": latent, "latent_square": latent**2 + 1, "latent_true": latent + 10}
         signs.append(Signs(round=number, positions=np.arange(first, first + 8), clips=clips, figures={"retrieval": 0.25 * number}))
     (run / "preference").mkdir(parents=True)
     write_rounds(run / "preference", signs)
@@ -126,7 +126,7 @@ def test_means_over_seeds():
 def test_the_papers_figures():
     config = load_sweep("preference", ["variants.other_reward.reward=export"])
     assert figures(config) == {
-        "base (figure 5)": ["base"], "objective (figure 7)": ["base", "dpo"], "tuning (figure 8)": ["base", "full"],
+        "base (figure 5)": ["base"], "objective (figure 7)": ["base", "dpo", "anchor"], "tuning (figure 8)": ["base", "full"],
         "winner (figure D1)": ["base", "best"], "score": ["base", "mean"], "losers": ["base", "distorted", "mixed"],
         "reward (figure 6)": ["base", "other_reward"]}
     config = SweepConfig(variants={"paper": {"tuning": "top"}, "both": {"tuning": "full", "objective": "dpo"}, "again": {"tuning": "top"}})
@@ -142,7 +142,8 @@ def test_a_panel_per_sign_and_figure(sweep):
         "About", "base (figure 5)", "objective (figure 7)", "Rounds that were kept"]
     panels = re.findall(r"<h4>(.*?)</h4>", html)
     assert len(panels) == 2 * 5 == html.count("<svg") and panels[:5] == panels[5:]
-    assert [panel.partition(" ")[0] for panel in panels[:5]] == ["reward,", "onset", "held-out", "retrieval", "drift"]
+    assert [panel.partition(" ")[0] for panel in panels[:5]] == ["reward,", "onset", "held-out", "retrieval", "distance"]
+    assert "distance for its FD" in html
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert "round 2 of 2 is kept" in html and "the start is kept" in html and html.count("not complete") == 1

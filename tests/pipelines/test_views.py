@@ -1,5 +1,7 @@
 """Pictures by view: from clips, from files as the shards would have them, and from files as MMAudio reads them."""
 
+from functools import partial
+
 import av
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ import torch
 
 from data_prep.decoding import ClipDecoder
 from data_prep.frames import resize
-from data_prep.index import ShardSet
-from data_prep.media import ClipError
+from data_prep.index import Entry, ShardSet
+from data_prep.media import ClipError, ClipFormat, transcode
 from data_prep.stream import one_pass
 from models.conditioning import FrameView
 from pipelines.views import ClipReader, MMAudioReader, ViewDecoder, see, views_of
@@ -92,6 +94,30 @@ def test_a_decoder_of_views_gives_what_the_clip_decoder_gives(tiny):
     raw = shards.read(0, 0, decoder.members)
     cached, direct = decoder.crop(decoder.whole(raw, entry), entry, random), decoder(raw, entry, random)
     assert all(torch.equal(cached[name], direct[name]) for name in ("view0", "view1", "waveform"))
+
+
+def whole_clip(decoder, raw, entry, random):
+    """What a decoder of views gives by its definition: of all frames, as stored, those that a view shows, in its shape."""
+    sample = decoder.clip(raw, entry, random)
+    frames, fps = sample.pop("frames"), decoder.clip.fps
+    return sample | {f"view{n}": see(frames, fps, decoder.seconds, view, decoder.size) for n, view in enumerate(decoder.views)}
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.3, 2.6, None])
+@pytest.mark.parametrize("size", [(96, 64), (66, 90)])
+def test_views_taken_a_few_frames_at_a_time_are_those_of_the_whole_clip_to_the_bit(tmp_path, seconds, size):
+    source = write_media(tmp_path / "in.mkv", size=size, seconds=1.64)
+    clip = transcode(str(source), 0.0, None, ClipFormat(fps=25, short_side=64, sample_rate=16000))
+    raw, entry = {"mp4": clip.mp4, "flac": clip.flac}, Entry("shard", "clip", {}, {**clip.columns(), "caption": "a tick"})
+    views = (*VIEWS, FrameView(fps=3.0, crop=False), FrameView(fps=30.0, size=64), FrameView(fps=25.0, size=96))
+    for want in (("frames", "waveform"), ("frames",)):
+        media = ClipDecoder(seconds=seconds, random_crop=True, want=want, columns=("caption",))
+        decoder = ViewDecoder(clip=media, views=views, seconds=seconds or 1.7, size=40)
+        for seed in range(3):
+            random = partial(np.random.default_rng, seed)
+            found, expected = decoder(raw, entry, random), whole_clip(decoder, raw, entry, random)
+            assert found.keys() == expected.keys() and found.pop("caption") == expected.pop("caption") == "a tick"
+            assert all(found[name].is_contiguous() and torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_generation_sees_what_training_saw(tiny, tmp_path):

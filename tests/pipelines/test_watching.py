@@ -9,6 +9,7 @@ import torch
 from models.generators.mmdit import MMDiT, MMDiTConfig
 from models.pretrained import load_weights, save_weights
 from pipelines.engine.guards import TrainingError
+from pipelines.heldout import HeldOut
 from pipelines.recipes import load_recipe
 from pipelines.signs import drift
 from pipelines.watching import Watch
@@ -45,6 +46,22 @@ def test_the_same_model_has_the_same_signs(run):
     assert scored.clips["scoring"] == pytest.approx(scored.clips["reward"], abs=1e-5)
     assert scored.clips["scoring_true"] == pytest.approx(scored.clips["reward_true"], abs=1e-5)
     assert watch(run, run / "contrastive" / "export", range(6, 8)).known(0, export) is None, "other clips"
+
+
+def test_a_clip_has_the_same_signs_without_another(run):
+    """Its noise is that of its place in the split, and so is what its flow loss is measured at: rounds remain paired clip by clip."""
+    export, whole, left = run / "generative" / "export", watch(run, positions=range(4, 8)), watch(run, positions=range(4, 8))
+    kept, held = torch.tensor([0, 2, 3]), whole.held
+    features, judged = ({name: values[kept] for name, values in each.items()} for each in (held.features, held.judged))
+    left.held = HeldOut([held.keys[row] for row in kept], held.positions[kept], held.places[kept], held.waveform[kept], held.mel[kept],
+                        features, judged)
+    every, some = (each.measure(0, export) for each in (whole, left))
+    assert some.positions.tolist() == [4, 6, 7] and some.clips.keys() == every.clips.keys()
+    for name, values in some.clips.items():
+        assert values == pytest.approx(every.clips[name][kept.numpy()], rel=1e-5, abs=1e-6), name
+    latents = every.clips["latent_mean"]
+    assert not np.isclose(latents[1], latents[2], rtol=1e-3).any(), "a row's noise would be that of another clip"
+    assert every.clips["latent_true"] == pytest.approx(held.features["latent_mean"].mean(1).numpy(), abs=1e-5)
 
 
 def test_other_weights_of_the_vocoder_are_another_measurement(run, tmp_path):

@@ -8,19 +8,19 @@ import torch
 
 from models.codecs.autoencoder import PRESETS, MelVAE, MelVAEConfig
 from models.codecs.magnitude_preserving import MPConv1d, mp_silu, mp_sum, normalise
-from models.pretrained import load_mmaudio_vae
+from models.pretrained import export_mmaudio_vae, load_mmaudio_vae
 from tests.fixtures.made_weights import PARITY, made_input, made_state, parity_arrays, parity_keys, relative_error
 
 TINY = PRESETS["tiny"]
 
 
-def published(preset: str) -> MelVAE:
-    """The public model with made weights, by the rule of the parity fixtures."""
+def published(preset: str) -> dict[str, torch.Tensor]:
+    """The public checkpoint with made weights, by the rule of the parity fixtures."""
     state = made_state(parity_keys(f"vae_{preset}"))
     state["encoder.learnable_gain"] = state["decoder.learnable_gain"] = torch.tensor(0.1)
     for name, values in json.loads((PARITY / "vae_data_stats.json").read_text())[preset].items():
         state[name] = torch.tensor(values).view(1, -1, 1)
-    return load_mmaudio_vae(state, preset).eval()
+    return state
 
 
 def sine_mels(count: int, bands: int = 80, frames: int = 64) -> torch.Tensor:
@@ -31,11 +31,17 @@ def sine_mels(count: int, bands: int = 80, frames: int = 64) -> torch.Tensor:
     return torch.sin(6.28 * ((1 + 4 * rate) * time + 2 * slant * band + phase))
 
 
-@pytest.mark.parametrize(("preset", "parameters"), [("16k", 171_657_218), ("44k", 305_479_682)])
-def test_published_autoencoder_answers_as_the_reference_does(preset, parameters):
+@pytest.fixture(scope="module", params=["16k", "44k"])
+def public(request):
+    """Preset, checkpoint and the model that it gives."""
+    state = published(request.param)
+    return request.param, state, load_mmaudio_vae(state, request.param).eval()
+
+
+def test_published_autoencoder_answers_as_the_reference_does(public):
+    preset, _, vae = public
     expected = parity_arrays(f"mel_vae_{preset}")
-    vae = published(preset)
-    assert sum(p.numel() for p in vae.parameters()) == parameters
+    assert sum(p.numel() for p in vae.parameters()) == {"16k": 171_657_218, "44k": 305_479_682}[preset]
     with torch.no_grad():
         mean, std = vae.encode(expected["mel"])
         decoded = vae.decode(made_input("z", mean.shape))
@@ -49,6 +55,18 @@ def test_state_dict_is_named_as_published(preset):
     with torch.device("meta"):
         state = MelVAE(PRESETS[preset]).state_dict()
     assert {name: list(value.shape) for name, value in state.items()} == parity_keys(f"vae_{preset}")
+
+
+def test_a_published_autoencoder_goes_back_under_its_names(public):
+    preset, state, vae = public
+    back = export_mmaudio_vae(vae)
+    assert {name: list(value.shape) for name, value in back.items()} == parity_keys(f"vae_{preset}")
+    assert all(value.dtype == torch.float32 and torch.equal(value, state[name]) for name, value in back.items())
+    again, mel = load_mmaudio_vae(back, preset).eval(), made_input("mel", (1, PRESETS[preset].bands, 8))
+    latent = made_input("latent", (1, PRESETS[preset].latent_dim, 4))
+    with torch.no_grad():
+        assert all(torch.equal(one, other) for one, other in zip(vae.encode(mel), again.encode(mel), strict=True))
+        assert torch.equal(vae.decode(latent), again.decode(latent))
 
 
 @pytest.mark.parametrize("frames", [2, 64, 240])

@@ -159,6 +159,34 @@ def test_condition_lengths_are_those_of_mmaudio(preset, rate, hop, seconds):
     assert PRESETS[preset].condition_lengths(math.ceil(seconds * rate / hop / 2)) == (8 * seconds, 8 * windows)
 
 
+@pytest.mark.parametrize("preset", ["small_16k", "small_44k", "large_44k_v2"])
+def test_lengths_at_any_duration_are_those_of_mmaudio(preset):
+    for tenths in range(10, 201):
+        seconds = tenths / 10
+        assert PRESETS[preset].lengths_at(seconds / 8) == (int(8 * seconds), ((int(25 * seconds) - 16) // 8 + 1) * 8), seconds
+    assert PRESETS[preset].lengths_at(0.05) == (3, 8) and TINY.lengths_at(0.1) == (2, 32)
+
+
+def test_missing_conditions_are_as_long_as_is_said(tiny):
+    inputs = {**tiny_inputs(), "clip": None, "sync": None}
+    empty = {"clip": tiny.empty_clip_feat.expand(2, 20, -1), "sync": tiny.empty_sync_feat.expand(2, 64, -1)}
+    expected = tiny(**{**inputs, **empty})
+    torch.testing.assert_close(tiny(**inputs, lengths=(20, 64)), expected)
+    assert not torch.allclose(tiny(**inputs), expected, atol=1e-3)
+    # A condition that is there keeps its own length, and so does the empty one of guidance.
+    half = {**inputs, "sync": tiny_inputs()["sync"]}
+    unconditional = {"clip": empty["clip"], "sync": tiny.empty_sync_feat.expand(2, 96, -1), "text": None}
+    expected = 2 * tiny(**{**half, "clip": empty["clip"]}) - tiny(**{**half, **unconditional})
+    latent, t = half.pop("latent"), half.pop("t")
+    torch.testing.assert_close(tiny.guided_flow(latent, t, **half, strength=2.0, lengths=(20, 64)), expected)
+
+
+@pytest.mark.parametrize("lengths", [(0, 32), (20, 60), (20, 0)])
+def test_impossible_lengths(tiny, lengths):
+    with pytest.raises(ValueError, match="give at least one frame token, and a multiple of sync_group = 32"):
+        tiny(**{**tiny_inputs(), "clip": None}, lengths=lengths)
+
+
 @pytest.mark.parametrize(("seconds", "lengths"), [(4, (125, 32, 88)), (8, (250, 64, 192)), (10, (313, 80, 240))])
 def test_durations_of_mmaudio(seconds, lengths):
     latents = math.ceil(seconds * 16_000 / 256 / 2)

@@ -123,7 +123,9 @@ def test_running_scale_survives_a_broken_step_and_leaves_validation_alone():
         RunningScale(decay=0)
 
 
-@pytest.mark.parametrize(("kind", "value", "gradient"), [("running_max", 1.0, 0.5), ("detached", 1.0, 0.5), ("none", 2.0, 1.0)])
+@pytest.mark.parametrize(("kind", "value", "gradient"), [
+    ("balanced", 1.0, 0.5), ("running_max", 1.0, 0.5), ("detached", 1.0, 0.5), ("none", 2.0, 1.0),
+])
 def test_normalisations(kind, value, gradient):
     loss = torch.tensor(2.0, requires_grad=True)
     scaled = loss_normalisation(kind)(loss)
@@ -137,8 +139,10 @@ def test_a_zero_loss_has_no_infinite_share():
 
 
 def test_unknown_normalisation():
-    with pytest.raises(ValueError, match='"minmax" is unknown: choose one of running_max, detached, none'):
+    with pytest.raises(ValueError, match='"minmax" is unknown: choose one of balanced, running_max, detached, none'):
         loss_normalisation("minmax")
+    with pytest.raises(ValueError, match='"ppo" is unknown: choose one of avp_rpo, dpo, flow_win'):
+        AVPRPOLoss(10, objective="ppo")
 
 
 def test_avp_rpo_adds_both_terms():
@@ -148,7 +152,10 @@ def test_avp_rpo_adds_both_terms():
     assert plain["loss"].item() == pytest.approx(dpo.loss.item() + 0.4)
     assert plain["flow_win"].item() == pytest.approx(0.4)
     assert (plain["margin"], plain["accuracy"], plain["dpo"]) == (dpo.margin, dpo.accuracy, dpo.loss)
-    assert AVPRPOLoss(beta=10)(*losses(*rows))["loss"].item() == pytest.approx(2.0)
+    assert AVPRPOLoss(10, "running_max")(*losses(*rows))["loss"].item() == pytest.approx(2.0)
+    balanced = AVPRPOLoss(10)(*losses(*rows))
+    assert balanced["scaled_dpo"].item() == pytest.approx(dpo.loss.item() / 10 / 0.4) and balanced["scaled_win"].item() == 1.0
+    assert balanced["loss"].item() == pytest.approx(1 + dpo.loss.item() / 4)
 
 
 def test_each_side_is_logged():
@@ -157,14 +164,14 @@ def test_each_side_is_logged():
               "margin_lose": 0.0}
     assert {name: found[name].item() for name in wanted} == pytest.approx(wanted, abs=1e-7)
     assert found["margin"].item() == pytest.approx((found["margin_win"] + found["margin_lose"]).item(), abs=1e-7)
-    assert (found["scaled_dpo"].item(), found["scaled_win"].item()) == (1.0, 1.0)
+    assert (found["scaled_dpo"].item(), found["scaled_win"].item()) == (pytest.approx(found["dpo"].item() / 4), 1.0)
     assert [name for name, value in found.items() if value.requires_grad] == ["loss"]
 
 
 def test_without_anchor_it_is_equation_4():
     rows = [0.30, 0.50], [0.45, 0.40], [0.32, 0.45], [0.44, 0.41]
     ours, plain = losses(*rows), losses(*rows)
-    objective = AVPRPOLoss(beta=10, anchor=False)
+    objective = AVPRPOLoss(beta=10, objective="dpo")
     found, expected = objective(*ours), flow_dpo_loss(*plain, beta=10)
     found["loss"].backward()
     expected.loss.backward()
@@ -172,6 +179,68 @@ def test_without_anchor_it_is_equation_4():
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours[:2], plain[:2], strict=True))
     assert found["flow_win"].item() == pytest.approx(0.4)
     assert not any(name.startswith("scaled") for name in found) and not objective.state_dict()
+
+
+def test_the_anchor_alone_learns_nothing_from_the_loser():
+    """The control: the winner's flow loss as it stands, with all of the log."""
+    win, lose, *reference = losses([0.30, 0.50], [0.45, 0.40], [0.32, 0.45], [0.44, 0.41])
+    objective = AVPRPOLoss(beta=10, objective="flow_win")
+    found = objective(win, lose, *reference)
+    found["loss"].backward()
+    assert found["loss"].item() == pytest.approx(0.4) and win.grad.tolist() == [0.5, 0.5] and lose.grad is None
+    assert found.keys() == AVPRPOLoss(10, objective="dpo")(win, lose, *reference).keys() and not objective.state_dict()
+    assert found["flow_win"].item() == pytest.approx(0.4) and not found["flow_win"].requires_grad
+
+
+def shares(beta, kind, win=0.6):
+    """Gradients of equation 5 at policy = reference by the winner's and the loser's flow loss: the preference's and the anchor's."""
+    policy = losses([win], [0.7])
+    AVPRPOLoss(beta, kind)(*policy, torch.tensor([win]), torch.tensor([0.7]))["loss"].backward()
+    whole, lose = (side.grad.item() for side in policy)
+    anchor = 1.0 if kind == "none" else 1 / win
+    return whole - anchor, lose, anchor
+
+
+@pytest.mark.parametrize("beta", [1, 50, 500])
+def test_how_much_of_the_gradient_is_preference(beta):
+    """216 to 1 with each term over its own maximum where beta is 500 and the winner's flow loss 0.6: one would hardly see the anchor."""
+    win, lose, anchor = shares(beta, "balanced")
+    assert anchor == pytest.approx(1 / 0.6) and win / anchor == pytest.approx(0.5, rel=1e-4) and -lose / anchor == pytest.approx(0.5)
+    for kind in ("running_max", "detached"):
+        win, lose, anchor = shares(beta, kind)
+        assert win / anchor == pytest.approx(beta * 0.6 / (2 * math.log(2)), rel=1e-4) and -lose == pytest.approx(win, rel=1e-4)
+    assert shares(500, "running_max")[0] / shares(500, "running_max")[2] == pytest.approx(216, abs=1)
+    win, lose, anchor = shares(beta, "none")
+    assert win / anchor == pytest.approx(beta / 2) == -lose
+
+
+@given(st.sampled_from([1.0, 50.0, 500.0]), st.tuples(*[st.floats(0.01, 2)] * 4))
+def test_balanced_preference_never_outweighs_the_anchor(beta, values):
+    """Nor is a term above 1 where beta is ln 2 / s or more and the margin is not below ln 2 / beta - s."""
+    policy_win, policy_lose, *reference = losses(*([value] for value in values))
+    found = AVPRPOLoss(beta)(policy_win, policy_lose, *reference)
+    found["loss"].backward()
+    anchor = 1 / values[0]
+    assert 0 <= -policy_lose.grad.item() <= anchor * (1 + 1e-5) and anchor <= policy_win.grad.item() * (1 + 1e-5) <= 2.001 * anchor
+    assert found["scaled_win"].item() == 1.0
+    if beta >= math.log(2) / values[0] and found["margin"].item() >= math.log(2) / beta - values[0]:
+        assert 0 <= found["scaled_dpo"].item() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(("kind", "lets_go"), [("balanced", True), ("running_max", True), ("none", True), ("detached", False)])
+@pytest.mark.parametrize("beta", [1, 50, 500])
+def test_a_decided_pair_is_let_go(kind, lets_go, beta):
+    """Once beta times its margin is 10 the loser is pushed by less than a hundredth of what it was; by one scale it is pushed harder."""
+    objective, pushed = AVPRPOLoss(beta, kind), []
+    for margin in (0, 10 / beta):
+        win, lose = losses([0.6], [0.7 + margin])
+        objective(win, lose, torch.tensor([0.6]), torch.tensor([0.7]))["loss"].backward()
+        pushed.append(-lose.grad.item())
+    assert pushed[0] > 0
+    if lets_go:
+        assert pushed[1] < 0.01 * pushed[0]
+    else:
+        assert pushed[1] / pushed[0] == pytest.approx(2 * math.log(2), rel=1e-3)
 
 
 @given(st.sampled_from(["running_max", "detached"]), st.floats(1e-4, 1e4), st.floats(1e-4, 1e4))
@@ -186,9 +255,12 @@ def test_neither_term_dominates_whatever_its_size(kind, dpo_size, win_size):
         assert gains.grad[0].item() == pytest.approx(gains.grad[1].item(), rel=1e-4)
 
 
-def test_avp_rpo_resumes_its_scales():
-    first, second = AVPRPOLoss(beta=10), AVPRPOLoss(beta=10)
+@pytest.mark.parametrize(("kind", "names"), [("balanced", {"scale_win.maximum"}),
+                                             ("running_max", {"scale_dpo.maximum", "scale_win.maximum"})])
+def test_avp_rpo_resumes_its_scales(kind, names):
+    first, second = AVPRPOLoss(10, kind), AVPRPOLoss(10, kind)
     first(*losses([0.3], [0.4], [0.3], [0.5]))
+    assert first.state_dict().keys() == names
     second.load_state_dict(first.state_dict())
     later = [0.2], [0.5], [0.3], [0.5]
     assert torch.equal(first(*losses(*later))["loss"], second(*losses(*later))["loss"])

@@ -64,3 +64,15 @@ def test_the_papers_values_are_in_the_recipe():
     assert (config.rounds, config.candidates, config.score, config.winner, config.tuning) == (5, 5, "bottom_quartile", "truth", "top")
     assert (train.steps, train.accumulation, optimiser.lr, optimiser.weight_decay) == (1000, 2, 5e-6, 1e-4)
     assert (optimiser.warmup_steps, optimiser.schedule, optimiser.gradient_clipping) == (100, "cosine", 1.0)
+    alone = PreferenceConfig().train
+    assert alone.optimiser == optimiser, "a recipe without this section has them too"
+    assert (alone.steps, alone.accumulation, alone.ema_decay) == (train.steps, train.accumulation, train.ema_decay) == (1000, 2, 0)
+    assert PreferenceConfig().train is not alone
+
+
+def test_what_is_minimised_by_default():
+    """Both terms in one unit, so that neither beta nor the units of a loss say which of them is learned."""
+    config = PreferenceConfig()
+    assert (config.objective, config.normalise) == ("avp_rpo", "balanced")
+    assert load_recipe("demo").preference.normalise == load_recipe("rendered").preference.normalise == "balanced"
+    assert load_recipe("vggsound", ["preference.objective=flow_win"]).preference.objective == "flow_win"

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipelines.config import TrainConfig, ZeroConfig
 from pipelines.engine.ema import ShardedEMA
+from pipelines.engine.memory import model_states
 from pipelines.engine.world import World, join_world
 from pipelines.engine.zero import gather_weights, start_engine, stop_engine
 
@@ -64,9 +65,33 @@ def gathered(world: World) -> dict[str, list[int]]:
     return found
 
 
+def peaks(world: World, trace: Path) -> dict[str, list[float]]:
+    """Case -> bytes of gradients at their peak in the update as estimated, and as the allocator saw them."""
+    found = {}
+    for precision, stage in itertools.product(("fp32", "bf16"), range(4)):
+        engine, _ = trained(world, precision, stage, "none")
+        inputs = torch.ones(BATCH // world.size, WIDTH, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        # The backward pass too: what was allocated outside of the profile is not missed when it goes.
+        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            engine.backward(engine(inputs).float().square().mean())
+            with torch.profiler.record_function("update"):
+                engine.step()
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+        (update,) = (event for event in events if event.get("name") == "update" and "dur" in event)
+        memory = sorted((event["ts"], event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]")
+        allocated = [total for moment, total in memory if update["ts"] <= moment <= update["ts"] + update["dur"]]
+        trainable = LAYERS * (WIDTH * WIDTH + WIDTH)
+        lasting = (2 if precision == "bf16" else 4) * trainable / world.size if stage == 3 else 0  # its buffer of gradients stays
+        estimated = model_states(trainable, stage, world.size, precision).gradients
+        found[f"{precision}, stage {stage}"] = [estimated, max(allocated) - allocated[-1] + lasting]
+        stop_engine(engine)
+    return found
+
+
 def main(folder: str) -> None:
     world = join_world()
-    found = {"left": left(world), "gathered": gathered(world)}
+    found = {"left": left(world), "gathered": gathered(world), "peaks": peaks(world, Path(folder) / f"trace-{world.rank}.json")}
     (Path(folder) / f"found-{world.rank}.json").write_text(json.dumps(found))
 
 

@@ -75,6 +75,16 @@ def test_snapshots_on_disk_give_the_same(tmp_path):
         snapshots.synthesise(0.08, 750)
 
 
+def test_snapshots_of_steps_that_were_given_up_go(tmp_path):
+    snapshots = Snapshots(tmp_path / "averages")
+    snapshots.forget(after=0)
+    for step in (2, 4, 6):
+        for width in (0.05, 0.1):
+            snapshots.store(step, width, {"a": torch.full((2,), float(step))})
+    snapshots.forget(after=4)
+    assert sorted(path.name[5:13] for path in (tmp_path / "averages").iterdir()) == ["00000002"] * 2 + ["00000004"] * 2
+
+
 def test_the_recipe_says_which_averages():
     assert decays(EMAConfig.of_decay(0)) == {} and list(decays(EMAConfig.of_decay(0.999))) == [0.999]
     assert list(decays(EMAConfig(kind="power"))) == [0.05, 0.1]

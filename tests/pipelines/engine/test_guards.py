@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.encoders.batch_norm import BatchNorm
 from pipelines.config import TrainConfig
 from pipelines.config.training import GuardConfig
 from pipelines.engine.draws import Draws
-from pipelines.engine.guards import Guard, TrainingError, spike_score
+from pipelines.engine.guards import Guard, KeptBuffers, TrainingError, spike_score
 from pipelines.engine.schedule import learning_rate
 from pipelines.engine.world import World
 from tests.pipelines.engine.toy import ToyStage, finish_ranks, metrics, start_ranks
@@ -59,6 +60,27 @@ def test_it_goes_on_where_it_was():
     assert other.state_dict() == guard.state_dict()
 
 
+def test_a_short_run_or_one_that_may_not_go_back_needs_no_way_back():
+    guard = Guard(GuardConfig(window=8, max_skips=3))
+    assert guard.may_go_back(3) and not guard.may_go_back(2)
+    assert not Guard(GuardConfig(window=8, max_skips=3, max_rollbacks=0)).may_go_back(100)
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, torch.nn.BatchNorm1d])
+def test_buffers_of_a_skipped_step_are_those_before(norm):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), norm(4))
+    buffers = KeptBuffers(module)
+    for _ in range(2):
+        module(torch.randn(8, 3))
+        before = {name: value.clone() for name, value in module.named_buffers()}
+        buffers.keep()
+        module(torch.full((8, 3), math.nan))
+        assert not all(value.isfinite().all() for value in module.buffers())
+        buffers.put_back()
+        assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
+    KeptBuffers(torch.nn.Linear(2, 2)).keep(), KeptBuffers(torch.nn.Linear(2, 2)).put_back()
+
+
 @pytest.mark.slow
 def test_a_skipped_step_is_a_step_left_out(tmp_path):
     cases = {f"stage-{stage}": TRAIN | {"zero": {"stage": stage, "persistence_threshold": 0}, "trouble": {"nan": [0, 3]}}
@@ -81,6 +103,32 @@ def test_a_skipped_step_is_a_step_left_out(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_skipped_batch_leaves_no_trace_in_statistics(tmp_path):
+    cases = {kind: TRAIN | {"module": ["norm"], "trouble": {kind: [0, 3], "only": 1}} for kind in ("input", "gradient")}
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, cases))
+    assert codes == [0, 0], outputs
+    wanted, _ = _plain(str(tmp_path / "shards"), left_out={0, 3}, module=("norm",))
+    for name in cases:
+        found = load_file(tmp_path / name / "export" / "weights.safetensors")
+        assert {"norm.running_mean", "norm.running_var"} < found.keys() == wanted.keys()
+        assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_before_the_first_checkpoint_training_goes_back_to_the_start(tmp_path):
+    train = TRAIN | {"guards": {"window": 8, "max_skips": 2}, "trouble": {"nan": [2, 3]}}
+    cases = {f"stage-{stage}": train | {"zero": {"stage": stage, "persistence_threshold": 0}} for stage in (0, 1, 2, 3)}
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, cases))
+    assert codes == [0, 0], outputs
+    told = "toy: weights of step 0 again, as too many steps from 3 on were skipped; training goes on with step 5"
+    assert outputs[0].count(told) == len(cases)
+    wanted, _ = _plain(str(tmp_path / "shards"), left_out={0, 1, 2, 3})
+    for name in cases:
+        found = load_file(tmp_path / name / "export" / "weights.safetensors")
+        assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-6, name
+
+
+@pytest.mark.slow
 def test_a_bad_stretch_is_taken_back_and_passed(tmp_path):
     guards = {"window": 8, "max_skips": 3, "spike_score": 50}
     train = TRAIN | {"steps": 24, "checkpoint_every": 4, "guards": guards}
@@ -96,11 +144,14 @@ def test_a_bad_stretch_is_taken_back_and_passed(tmp_path):
 @pytest.mark.slow
 def test_there_is_a_checkpoint_to_go_back_to_however_few_are_kept(tmp_path):
     guards = {"window": 8, "max_skips": 3, "spike_score": 50}
-    train = TRAIN | {"steps": 24, "checkpoint_every": 1, "keep_checkpoints": 1, "guards": guards}
+    average = {"kind": "power", "sigma_rels": [0.1], "snapshot_every": 1}
+    train = TRAIN | {"steps": 24, "checkpoint_every": 1, "keep_checkpoints": 1, "guards": guards, "ema": average}
     codes, outputs = finish_ranks(start_ranks(2, tmp_path, {"toy": train | {"trouble": {"nan": [13, 16, 19], "only": 1}}}))
     assert codes == [0, 0], outputs
     assert "toy: weights of step 13 again, as too many steps from 14 on were skipped; training goes on with step 21" in outputs[0]
     assert [path.name for path in (tmp_path / "toy" / "checkpoints").iterdir()] == ["step-00000024"]
+    steps = sorted(int(path.name[5:13]) for path in (tmp_path / "toy" / "averages").iterdir())
+    assert steps == [*range(1, 14), *range(21, 25)], "no average of weights that were given up"
 
 
 @pytest.mark.slow
@@ -112,10 +163,10 @@ def test_it_gives_up_with_one_clear_line(tmp_path):
     assert "TrainingError: step 8: 2 of the last 8 steps were left out, after 1 rollbacks; lower the learning rate" in outputs[0]
 
 
-def _plain(shards: str, left_out: set[int]) -> tuple[dict[str, torch.Tensor], float]:
+def _plain(shards: str, left_out: set[int], module: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tensor], float]:
     """Averaged weights after plain AdamW on whole batches, without the updates of some steps; and what a validation must find."""
     train = pydantic.TypeAdapter(TrainConfig).validate_python(TRAIN)
-    stage = ToyStage(train, shards)
+    stage = ToyStage(train, shards, module=module)
     module = stage.build()
     batches = stage.stream(World(0, 1, torch.device("cpu")), None).batches()
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}

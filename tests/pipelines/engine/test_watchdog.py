@@ -1,15 +1,20 @@
 """Hangs are named with rank, step and stack, and rank 0 tells what failed on the others."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
-from pipelines.engine.watchdog import HUNG
+from pipelines.engine import watchdog
+from pipelines.engine.watchdog import HUNG, Watchdog, beat
+from pipelines.engine.world import World
 from tests.pipelines.engine.toy import finish_ranks, start_ranks
 
+CPU = torch.device("cpu")
 TRAIN = {"steps": 6, "batch_size": 8, "log_every": 1, "optimiser": {"lr": 0.01}}
 
 
@@ -70,4 +75,63 @@ def test_rank_0_tells_what_failed_elsewhere(tmp_path):
     assert "foleyscale: rank 1 of 2: toy, step 3, inputs: ValueError: clip-7 is not to my taste" in outputs[0]
     text = (tmp_path / "toy" / "errors" / "rank-1.txt").read_text()
     assert "Traceback (most recent call last)" in text and "_cause_trouble" in text
+    assert re.search(r"\nstart: [0-9a-f]{16}\n$", text), "drawn by rank 0, which knows it again"
     assert time.monotonic() - begin < 90, "nobody waits for a collective's half hour"
+
+
+def failed(folder, rank, start, message):
+    """A process that ended with an error."""
+    with pytest.raises(ValueError), Watchdog(folder, World(rank, 2, CPU, start), limit=0).watching() as dog:
+        dog.beat("features")
+        raise ValueError(message)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(watchdog, "_LOOK", 0.01)
+
+
+def test_an_error_from_before_the_watch_began_is_told_where_it_is_of_this_start(tmp_path, capsys, at_once):
+    failed(tmp_path, 1, "first", "an old one")
+    failed(tmp_path, 0, "second", "alone")
+    assert capsys.readouterr().err == "", "what another start has left is nobody's concern"
+    failed(tmp_path, 1, "second", "a new one")
+    failed(tmp_path, 0, "second", "the consequence")
+    assert capsys.readouterr().err == f"foleyscale: rank 1 of 2: features: ValueError: a new one ({tmp_path}/errors/rank-1.txt)\n"
+
+
+def test_the_innermost_watches_and_shows(tmp_path, at_once, monkeypatch):
+    shown, hung = [], []
+    monkeypatch.setattr(Watchdog, "_hang", lambda self: hung.append(self._where))
+    outer = Watchdog(tmp_path, World(0, 1, CPU), limit=0.05, show=shown.append)
+    with outer.watching():
+        beat("features, shard 1 of 2")
+        wait_until(lambda: shown)
+        with Watchdog(tmp_path / "stage", World(0, 1, CPU), limit=0).watching():
+            time.sleep(0.2)
+            assert not hung and shown == ["features, shard 1 of 2", ""]
+        wait_until(lambda: hung)
+        beat("candidates")
+    beat("nobody listens")
+    assert hung[0] == "rank 0 of 1: features, shard 1 of 2" and shown[2] == "features, shard 1 of 2"
+
+
+def test_an_error_inside_is_noted_where_it_was_and_told_once(tmp_path, capsys, at_once):
+    world = World(1, 2, CPU, "inside")
+    with pytest.raises(ValueError), Watchdog(tmp_path, world, limit=0).watching():
+        beat("preference")
+        with Watchdog(tmp_path / "stage", world, limit=0).watching():
+            beat("stage, step 3")
+            raise ValueError("too much")
+    notes = [(folder / "errors" / "rank-1.txt").read_text() for folder in (tmp_path, tmp_path / "stage")]
+    assert notes[0] == notes[1] and notes[0].startswith("rank 1 of 2: stage, step 3: ValueError: too much\n")
+    for folder in (tmp_path, tmp_path / "stage"):
+        failed(folder, 0, "inside", "the consequence")
+    assert capsys.readouterr().err.count("too much") == 1
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 20
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert happened()

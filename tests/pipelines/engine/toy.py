@@ -17,6 +17,7 @@ from torch import nn
 
 from data_prep.index import ShardSet
 from data_prep.stream import ClipStream
+from models.encoders.batch_norm import BatchNorm
 from pipelines.config import TrainConfig
 from pipelines.engine.log import Validation
 from pipelines.stages.stage import Stage
@@ -27,24 +28,34 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 class Toy(nn.Module):
-    """Two layers, a frozen one, a scalar, a buffer, and a condition that may be dropped per row."""
+    """Two layers, a frozen one, a scalar, a buffer, and a condition that may be dropped per row; a norm over all ranks on demand."""
 
-    def __init__(self):
+    def __init__(self, norm: bool = False):
         super().__init__()
         self.first, self.frozen, self.last = nn.Linear(6, 16), nn.Linear(16, 16).requires_grad_(False), nn.Linear(16, 3)
         self.gain = nn.Parameter(torch.tensor(0.5))
         self.null = nn.Parameter(torch.full((6,), 0.1))
         self.register_buffer("offset", torch.ones(3))
+        self.norm = BatchNorm(16, "sync") if norm else nn.Identity()
 
     def forward(self, x, y, drop):
         x = torch.where(drop[:, None], self.null, x)
-        return {"loss": (self.last(self.frozen(self.first(x).tanh())) * self.gain + self.offset - y).square().mean()}
+        return {"loss": (self.last(self.frozen(self.norm(self.first(x).tanh()))) * self.gain + self.offset - y).square().mean()}
 
 
-def toy() -> Toy:
+def toy(norm: bool = False) -> Toy:
     """The same weights at every call."""
     torch.manual_seed(0)
-    return Toy()
+    return Toy(norm)
+
+
+def counted_graph(graph, inputs):
+    """A compiler's backend that changes nothing and counts its calls."""
+    counted_graph.calls += 1
+    return graph.forward
+
+
+counted_graph.calls = 0
 
 
 def toy_batches(steps: int) -> list[dict[str, torch.Tensor]]:
@@ -63,20 +74,23 @@ def share(batch: dict[str, torch.Tensor], world, parts: int = 1) -> list[dict[st
 class ToyStage(Stage):
     """Trains the toy on the 48 clips of tests.fixtures.made_shards.
 
-    trouble: what goes wrong, and where. "nan": steps (from 0) whose loss is not finite; "gradient": whose gradient is not, but the loss;
-    "spike": whose loss is a million times as large; "only": the one rank that has these; "pause": seconds that every step takes;
-    "fail" and "hang": [rank, step]; "hang_in_build": rank.
+    trouble: what goes wrong, and where. "nan": steps (from 0) whose loss is not finite; "input": whose input is not; "gradient": whose
+    gradient is not, but the loss; "spike": whose loss is a million times as large; "only": the one rank that has these; "pause": seconds
+    that every step takes; "fail" and "hang": [rank, step]; "hang_in_build": rank. module: "norm" and "compiled" (by `counted_graph`).
     """
 
     name = "toy"
 
-    def __init__(self, train: TrainConfig, shards: str, trouble: dict | None = None):
-        self.train, self.seed, self._shards, self._trouble = train, 0, shards, trouble or {}
+    def __init__(self, train: TrainConfig, shards: str, trouble: dict | None = None, module: tuple[str, ...] = ()):
+        self.train, self.seed, self._shards, self._trouble, self._module = train, 0, shards, trouble or {}, module
 
     def build(self):
         if str(self._trouble.get("hang_in_build")) == os.environ.get("RANK"):
             time.sleep(1000)
-        return toy()
+        module = toy("norm" in self._module)
+        if "compiled" in self._module:
+            module.compile(backend=counted_graph)
+        return module
 
     def stream(self, world, quarantine):
         self._rank = world.rank
@@ -89,7 +103,8 @@ class ToyStage(Stage):
         here = self._trouble if self._trouble.get("only", self._rank) == self._rank else {}
         scale = float("nan") if step in here.get("nan", ()) else 1e3 if step in here.get("spike", ()) else 1.0
         self._bad_gradient = step in here.get("gradient", ())
-        return {"x": phase.sin(), "y": scale * phase[:, :3].cos(), "drop": draws.uniform() < 0.25}
+        broken = float("nan") if step in here.get("input", ()) else 1.0
+        return {"x": broken * phase.sin(), "y": scale * phase[:, :3].cos(), "drop": draws.uniform() < 0.25}
 
     def backward(self, engine, inputs):
         outputs = engine(**inputs)
@@ -107,14 +122,15 @@ class ToyStage(Stage):
 
     def validate(self, module, device):
         """How far the weights are from zero, which needs all of them outside a forward pass."""
-        return Validation({"size": float(sum(p.detach().square().sum() for p in module.parameters()))})
+        graphs = {"graphs": counted_graph.calls} if "compiled" in self._module else {}
+        return Validation({"size": float(sum(p.detach().square().sum() for p in module.parameters()))} | graphs)
 
     def export(self, weights, folder):
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
 
 
 def start_ranks(size: int, folder: Path, cases: dict[str, dict]) -> list[subprocess.Popen]:
-    """Train `cases` (name -> arguments of TrainConfig, and `trouble`) one after the other in `size` processes without a launcher."""
+    """Train `cases` (name -> arguments of TrainConfig, `trouble`, `module`) one after the other in `size` processes without a launcher."""
     shards = folder / "shards"
     if not shards.exists():
         write(str(shards))
@@ -147,9 +163,9 @@ def main(folder: str, cases: str) -> None:
     with stop_on_signals():
         world = join_world()
         for name, train in json.loads(cases).items():
-            trouble = train.pop("trouble", {})
+            trouble, module = train.pop("trouble", {}), train.pop("module", ())
             config = pydantic.TypeAdapter(TrainConfig).validate_python(train)
-            Trainer(ToyStage(config, f"{folder}/shards", trouble), Path(folder) / name, world).fit()
+            Trainer(ToyStage(config, f"{folder}/shards", trouble, module), Path(folder) / name, world).fit()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pipelines.metrics.onsets import OnsetConfig, detect_onsets, match_onsets, o
 
 TIMES = np.array([0.3, 0.75, 1.0, 1.6, 2.31, 2.5, 3.2])
 SECONDS = 3.84
+SPECS = [name for name in MEL_SPECS if name != "sf_cavp_44k"]
+"""Front ends that an autoencoder may have, whose log-mels onsets are read from; that one feeds the contrastive encoder alone."""
 DECAYS = {"click": 60.0, "clap": 20.0, "ding": 6.0}
 
 
@@ -32,7 +34,7 @@ def struck(kind, spec, times=TIMES, noise=0.003):
     return waveform
 
 
-@pytest.mark.parametrize(("kind", "spec"), itertools.product(DECAYS, MEL_SPECS))
+@pytest.mark.parametrize(("kind", "spec"), itertools.product(DECAYS, SPECS))
 def test_finds_every_event_within_20_ms(kind, spec):
     found = detect_onsets(mel_of(struck(kind, spec), spec), spec)
     assert onset_f1(found, TIMES, tolerance=0.02) == 1.0

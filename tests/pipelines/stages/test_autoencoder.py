@@ -1,5 +1,6 @@
 """The autoencoder's figure, and its training against a discriminator."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from models.codecs.adversarial import AdversarialConfig, AdversarialVAE
 from models.codecs.autoencoder import PRESETS, MelVAE, MelVAEConfig
 from models.codecs.discriminator import MelDiscriminatorConfig
+from models.codecs.magnitude_preserving import MPConv1d
 from models.pretrained import load_weights
 from pipelines.config import AutoencoderConfig, Recipe, TrainConfig
 from pipelines.engine.draws import Draws
+from pipelines.recipes import load_recipe
 from pipelines.stages.autoencoder import AutoencoderStage, relative_l1
+from tests.fixtures.tiny_chain import tiny_shards
 from tests.fixtures.two_ranks import run_on_two_ranks
 
 ADVERSARIAL = AdversarialConfig(weight=0.1, start=3, discriminator=MelDiscriminatorConfig(scales=1, channels=4, layers=2))
@@ -44,6 +48,29 @@ def test_the_export_is_the_autoencoder_alone(tmp_path):
     exported = load_weights(MelVAE, MelVAEConfig, tmp_path).state_dict()
     assert exported.keys() == module.vae.state_dict().keys()
     assert all(torch.equal(exported[name], value) for name, value in module.vae.state_dict().items())
+
+
+def test_vggsound_trains_as_issue_5_asks():
+    """Reconstruction at several sizes, divergence, kernels at unit norm; and still the sizes that a published checkpoint has."""
+    config = load_recipe("vggsound").autoencoder
+    assert config.model == PRESETS["16k"] and config.mel == "mmaudio_16k" and not config.weights
+    assert config.model.kl_weight > 0 and config.model.multi_resolution_weight > 0 and config.model.forced_weight_norm
+
+
+@pytest.mark.slow
+def test_kernels_have_unit_norm_after_every_step(tmp_path):
+    tiny_shards(tmp_path, clips=4, heldout=2)
+    seen = run_on_two_ranks(__file__, "forced_norm_steps.py", tmp_path, "seen.json")
+    assert len(seen) == 2
+    for step in seen:
+        assert step["before"] > 1e-3, "the optimiser's step alone leaves them longer"
+        assert step["after"] < 1e-6
+    vae = load_weights(MelVAE, MelVAEConfig, tmp_path / "autoencoder" / "export")
+    kernels = [module.weight.flatten(1) for module in vae.modules() if isinstance(module, MPConv1d)]
+    assert kernels and all((kernel.norm(dim=1) - 1).abs().max() < 1e-6 for kernel in kernels)
+    lines = [json.loads(line) for line in (tmp_path / "autoencoder" / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert len(trained) == 2 and all(line["loss"] > line["reconstruction"] > 0 and line["kl"] > 0 for line in trained)
 
 
 @pytest.mark.slow

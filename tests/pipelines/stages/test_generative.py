@@ -48,5 +48,17 @@ def test_shuffling_is_the_only_difference(model):
     torch.testing.assert_close(right, wrong)
 
 
+def test_a_clip_keeps_its_noise_and_times_without_another(model):
+    """Of its position, when that is told; by row alone they are those of other clips."""
+    batch, kept = clips(4), torch.tensor([0, 2, 3])
+    left = {name: values[kept] for name, values in batch.items()}
+    whole, _ = flow_losses(model, batch, torch.device("cpu"), batch_size=2, positions=torch.arange(20, 24))
+    found, _ = flow_losses(model, left, torch.device("cpu"), batch_size=2, positions=kept + 20)
+    torch.testing.assert_close(found, whole[kept], rtol=1e-6, atol=1e-6)
+    by_row, _ = flow_losses(model, left, torch.device("cpu"), batch_size=2)
+    of_all, _ = flow_losses(model, batch, torch.device("cpu"), batch_size=2)
+    assert not torch.isclose(by_row[1:], of_all[kept[1:]], rtol=1e-3).any() and torch.isclose(by_row[0], of_all[0], rtol=1e-6)
+
+
 def test_latent_statistics_are_not_saved_twice(model):
     assert all(name.startswith("generator.") for name in model.state_dict())

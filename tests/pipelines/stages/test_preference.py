@@ -1,6 +1,7 @@
 """AVP-RPO's model: a shared trunk, a trained top, a reference that stays; and the pairs that it sees."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -116,9 +117,12 @@ def test_frozen_weights_are_exported_as_they_were(tuning, tmp_path):
 
 def test_objective_by_the_recipe(tmp_path):
     save_weights(made(), CONFIG, tmp_path)
-    found = made_stage(tmp_path, "objective=dpo").build()(**batch())
-    assert torch.equal(found["loss"].detach(), found["dpo"])
-    assert made_stage(tmp_path).build()(**batch())["loss"].item() == pytest.approx(2.0)
+    found = {name: made_stage(tmp_path, f"objective={name}").build()(**batch()) for name in ("avp_rpo", "dpo", "flow_win")}
+    assert torch.equal(found["dpo"]["loss"].detach(), found["dpo"]["dpo"])
+    assert torch.equal(found["flow_win"]["loss"].detach(), found["flow_win"]["flow_win"])
+    balanced, beta = found["avp_rpo"], made_stage(tmp_path).config.beta
+    assert balanced["loss"].item() == pytest.approx(1 + math.log(2) / beta / balanced["flow_win"].item())
+    assert made_stage(tmp_path, "normalise=running_max").build()(**batch())["loss"].item() == pytest.approx(2.0)
 
 
 def made_stage(start, *overrides):
