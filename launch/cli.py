@@ -129,11 +129,27 @@ def main() -> None:
     """Entry point: an error that a user can mend is one line, not a stack."""
     try:
         app()
+    except SystemExit as end:
+        if not end.code:
+            _leave_world()
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FOLEYSCALE_DEBUG"):
             raise
         typer.echo(f"foleyscale: {redacted(str(error))}", err=True)
         sys.exit(2)
+
+
+def _leave_world() -> None:
+    """End the process group, if there is one: its threads, left to the end of the process, now and then abort it (torch 2.13, gloo).
+
+    Only after success: where another process has failed, this may wait for it.
+    """
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _device():

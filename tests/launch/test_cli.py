@@ -128,3 +128,17 @@ def test_the_guard_speaks_when_it_leaves_nothing(tmp_path, monkeypatch, capsys):
         main()
     said = capsys.readouterr().err
     assert "no clips" in said and "dropped 1 of 1 clips" in said and "--exclude vggss.json:all" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_process_group_is_ended_after_success_alone(code):
+    script = f"""
+import sys, torch.distributed as dist, launch.cli as cli
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+cli.app = lambda: sys.exit({code})
+try:
+    cli.main()
+except SystemExit as end:
+    assert end.code == {code} and dist.is_initialized() == bool({code})
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True, timeout=100)

@@ -177,7 +177,7 @@ def test_two_variants_of_two_rounds(tiny, tmp_path):
         path for path in before if path.name in REWRITTEN}
 
 
-REWRITTEN = ("recipe.yaml", "sweep.csv", "sweep.html", "rounds.jsonl", "best.json")
+REWRITTEN = ("recipe.yaml", "data.json", "sweep.csv", "sweep.html", "rounds.jsonl", "best.json")
 """What every start writes anew, the same as before."""
 
 
