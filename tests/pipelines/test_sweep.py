@@ -62,7 +62,7 @@ def test_the_recipes_of_the_members(run):
     assert [(m.variant, m.seed) for m in found] == [(variant, seed) for seed in (0, 4) for variant in config.variants]
     dpo = next(m.recipe for m in found if m.name == "dpo-4")
     assert (dpo.folder, dpo.seed, dpo.preference.rounds) == (run / "sweep" / "dpo-4", 4, 2)
-    assert (dpo.preference.objective, dpo.preference.beta) == ("dpo", 500)
+    assert (dpo.preference.objective, dpo.preference.beta) == ("dpo", load_recipe("demo").preference.beta)
     assert (dpo.preference.train.steps, dpo.preference.train.optimiser.lr, dpo.preference.train.optimiser.warmup_steps) == (8, 1e-5, 8)
     mirrors = {m.recipe.preference.train.checkpoint_mirror for m in found}
     assert len(mirrors) == len(found) and "s3://bucket/mine/sweep/dpo-4" in mirrors
