@@ -228,16 +228,22 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def main() -> None:
-    """Run the command that was given; none prints how to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, tables = (commands.add_parser(name) for name in ("run", "table"))
+def commands(description: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of `run OUT` and `table OUT`, and that of `run` for what else it takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="command", required=True)
+    runs, tables = (kinds.add_parser(name) for name in ("run", "table"))
     for each in (runs, tables):
         each.add_argument("out", type=Path)
+    runs.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
+    return parser, runs
+
+
+def main() -> None:
+    """Run the command that was given; none prints how to."""
+    parser, runs = commands(__doc__)
     runs.add_argument("--recipe", default="rendered")
     runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    runs.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
     options = parser.parse_args()
     if options.command == "table":
         print(table(options.out))

@@ -11,13 +11,12 @@ did not choose it, and every round on the watch clips.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import machine
-from benchmarks.learning import foleyscale, launcher, over_seeds
+from benchmarks.learning import commands, foleyscale, launcher, over_seeds
 from pipelines.recipes import dump_recipe, load_recipe
 from pipelines.signs import BEST, ROUNDS
 
@@ -116,14 +115,9 @@ def _seeds(out: Path, finished: str) -> list[Path]:
 
 def main() -> None:
     """Run the command that was given; none prints how to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, tables = (commands.add_parser(name) for name in ("run", "table"))
-    for each in (runs, tables):
-        each.add_argument("out", type=Path)
+    parser, runs = commands(__doc__)
     runs.add_argument("--steps", type=int, default=500, help="of the generator, before the rounds")
     runs.add_argument("--rounds", type=int, default=3)
-    runs.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
     options = parser.parse_args()
     if options.command == "table":
         print(table(options.out))

@@ -22,6 +22,7 @@ from data_prep.streaming.backends import backend
 
 Sample = dict[str, Any]
 Random = Callable[[], np.random.Generator]
+Spans = dict[str, tuple[int, int | None]]
 _PCM_SCALE = 32768
 
 
@@ -66,12 +67,16 @@ class ClipDecoder:
 
     def __call__(self, raw: Mapping[str, bytes], entry: Entry, random: Random) -> Sample:
         """Decode the crop alone, from the key frame before it."""
-        spans, media = self._spans(entry, random), {}
+        spans, media = self.spans(entry, random), {}
         if "frames" in self.want:
             media["frames"] = self._video(raw["mp4"], *spans["frames"])
         if "waveform" in self.want:
-            media["waveform"] = torch.from_numpy(decode_audio(raw["flac"], *spans["waveform"]))
-        return self._finish(media, entry)
+            media["waveform"] = self.sound(raw, spans)
+        return self.finish(media, entry)
+
+    def sound(self, raw: Mapping[str, bytes], spans: Spans) -> torch.Tensor:
+        """The samples of the crop."""
+        return torch.from_numpy(decode_audio(raw["flac"], *spans["waveform"]))
 
     def whole(self, raw: Mapping[str, bytes], entry: Entry) -> dict[str, torch.Tensor]:
         """Decode the clip for the cache: frames in their final size, audio as 16-bit samples where that loses nothing."""
@@ -84,15 +89,15 @@ class ClipDecoder:
 
     def crop(self, media: Mapping[str, torch.Tensor], entry: Entry, random: Random) -> Sample:
         """The crop that a call would decode, out of the decoded clip."""
-        spans, cut = self._spans(entry, random), {}
+        spans, cut = self.spans(entry, random), {}
         for name, whole in media.items():
             start, count = spans[name]
             if len(whole) < start + (count or 1):
                 raise ClipError("too_short", f"clip {entry.key} of {entry.shard}: {name} end after {len(whole)}, before the sidecar says")
             cut[name] = _unpacked(whole[start:][:count])
-        return self._finish(cut, entry)
+        return self.finish(cut, entry)
 
-    def _spans(self, entry: Entry, random: Random) -> dict[str, tuple[int, int | None]]:
+    def spans(self, entry: Entry, random: Random) -> Spans:
         """First index and number to decode of frames and of samples; None for as many as there are."""
         rates = {"fps": self.fps, "sample_rate": self.sample_rate}
         for name, ours in rates.items():
@@ -116,7 +121,8 @@ class ClipDecoder:
         frames = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         return (frames if self.size is None else resize(frames, self.size, crop=True)).contiguous()
 
-    def _finish(self, media: dict[str, torch.Tensor], entry: Entry) -> Sample:
+    def finish(self, media: dict[str, torch.Tensor], entry: Entry) -> Sample:
+        """Media of the crop filled to its length, and the columns to hand on."""
         if self.seconds is not None and "frames" in media:
             media["frames"] = _filled(media["frames"], round(self.seconds * self.fps), media["frames"][-1:])
         if self.seconds is not None and "waveform" in media:

@@ -123,14 +123,14 @@ def heldout_batches(recipe: Recipe, decode: ViewDecoder, positions: range) -> It
     first = int(ends.searchsorted(positions.start, side="right"))
     skipped = int(ends[first] - shards.counts[first])
     tail = shards.select(range(first, len(ends)))
-    for batch in one_pass(tail, decode, recipe.features.batch_size, limit=positions.stop - skipped, on_bad=_leave_out):
+    for batch in one_pass(tail, decode, recipe.features.batch_size, limit=positions.stop - skipped, on_bad=leave_broken):
         batch |= {"shard": batch["shard"] + first, "position": batch["position"] + skipped}
         kept = torch.nonzero(batch["position"] >= positions.start).flatten()
         if len(kept):
             yield _rows(batch, kept)
 
 
-def _leave_out(clip: BadClip) -> None:
+def leave_broken(clip: BadClip) -> None:
     """ShardError where the clip may be read tomorrow: what is measured without it would stay so."""
     if clip.reason == "unreadable":
         raise ShardError(f"{clip.message}; nothing is measured without it: see to the storage and give the command again",

@@ -114,8 +114,9 @@ class Chain:
         for name, shards in splits.items():
             if len(shards) < 2:
                 raise RecipeError(f"{self.recipe.data}: split {name!r} has fewer than two clips; prepare more, or choose another split")
-        path, hashes = self.recipe.folder / "recipe.yaml", {name: shards.hash for name, shards in splits.items()}
+        path = self.recipe.folder / "recipe.yaml"
         if self.world.is_main:
+            hashes = {name: shards.hash for name, shards in splits.items()}
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and (changed := self._changed_since(path, hashes)):
                 what = ", ".join(changed)

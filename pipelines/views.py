@@ -83,12 +83,12 @@ class ViewDecoder:
         """The views, and what else the clip's decoder gives."""
         if not self.views:
             return self.clip(raw, entry, random)
-        start, count = self.clip._spans(entry, random)["frames"]
-        chunks = backend(self.clip.backend)(raw["mp4"], start, count)
+        spans, media = self.clip.spans(entry, random), {}
+        chunks = backend(self.clip.backend)(raw["mp4"], *spans["frames"])
         pictures = see_chunks(chunks, self.clip.fps, self.seconds, self.views, self.size)
-        rest = {name: entry.columns.get(name) for name in self.clip.columns}
         if "waveform" in self.clip.want:
-            rest = replace(self.clip, want=("waveform",))(raw, entry, random)
+            media["waveform"] = self.clip.sound(raw, spans)
+        rest = self.clip.finish(media, entry)
         return {f"view{number}": seen for number, seen in enumerate(pictures)} | rest
 
     def whole(self, raw: Mapping[str, bytes], entry: Entry) -> dict[str, torch.Tensor]:

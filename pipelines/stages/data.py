@@ -12,7 +12,7 @@ from data_prep.stream import BadClip, Batch, ClipStream, one_pass
 from data_prep.streaming.reading import Decode
 from pipelines.config import Recipe, TrainConfig
 from pipelines.engine.world import World
-from pipelines.heldout import _leave_out
+from pipelines.heldout import leave_broken
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def good_clips(shards: ShardSet, decode: Decode, batch_size: int, limit: int | N
     bad: list[BadClip] = []
 
     def leave_out(clip: BadClip) -> None:
-        _leave_out(clip)
+        leave_broken(clip)
         bad.append(clip)
 
     yield from one_pass(shards, decode, batch_size, limit=limit, on_bad=leave_out)
