@@ -6,6 +6,11 @@ import pytest
 
 from launch.demo import SMOKE_CLIPS, SMOKE_HELDOUT, run_demo
 
+FIGURES = {"retrieval R@1", "right segment of a clip", "true sound over itself 0.3 s out of time", "autoencoder L1, relative",
+           "flow loss, right video", "flow loss, shuffled minus right video", "reward, own minus shuffled video",
+           "onset F1, own minus shuffled clip"}
+"""What every evaluation holds, whichever preference round is kept."""
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -16,7 +21,7 @@ def test_the_smoke_demo_goes_all_the_way_and_leaves_the_real_one_alone(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
     run = tmp_path / "smoke" / "run"
     found = json.loads((run / "evaluation.json").read_text())
-    assert found["bars"] == [] and len(found["figures"]) >= 10
+    assert found["bars"] == [] and FIGURES <= {figure["name"] for figure in found["figures"]}
     assert len(list((run / "examples").glob("*.mp4"))) == 4
     assert (run / "report.html").stat().st_size > 10_000
     for stage in ("autoencoder", "contrastive", "generative", "preference/round-1"):

@@ -23,8 +23,9 @@ from tests.fixtures.tiny_chain import STEPS, finish, losses, overrides, start
 
 ALONE = World(0, 1, torch.device("cpu"))
 ROUNDS = 2
-CHANGES = (f"preference.rounds={ROUNDS}", "preference.videos=24", "evaluation.clips=4")
-"""Three shards of candidates in each round, and four held-out clips to watch them by."""
+CHANGES = (f"preference.rounds={ROUNDS}", "preference.videos=24", "evaluation.clips=4", "preference.train.optimiser.lr=2e-5")
+"""Three shards of candidates in each round, four held-out clips to watch them by, and steps small enough that a generator which
+has hardly begun does not drift off."""
 
 
 def command(out, shards, *more, processes=1):
