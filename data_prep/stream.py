@@ -11,6 +11,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Any
 
 from data_prep.decoding import DecodedCache, Sample
@@ -20,7 +21,7 @@ from data_prep.streaming.loading import load
 from data_prep.streaming.quarantine import Quarantine
 from data_prep.streaming.reading import BadClip, Batch, ClipReader, Decode, collate
 
-__all__ = ["BadClip", "Batch", "ClipStream", "collate", "one_pass"]
+__all__ = ["BadClip", "Batch", "ClipStream", "collate", "one_pass", "shard_passes"]
 
 _ATTEMPTS = 16
 _JUDGED_EVERY = 16
@@ -183,9 +184,8 @@ def one_pass(
     without it the first one raises ShardError. `clip_timeout` as in ClipStream, where there are workers.
     """
     total = len(shards) if limit is None else min(limit, len(shards))
-    first, last = total * rank // world_size, total * (rank + 1) // world_size
-    make = _PassBatches(ClipReader([shards], decode), shards.counts.cumsum().tolist(), first, last, batch_size)
-    for batch, bad in load(make, -(-(last - first) // batch_size), workers, shards.is_local, clip_timeout):
+    stretch = range(total * rank // world_size, total * (rank + 1) // world_size)
+    for batch, bad in _load(shards, decode, _cut(stretch, batch_size), workers, clip_timeout):
         for clip in bad:
             if on_bad is None:
                 raise ShardError(clip.message, clip.shard, clip.key, clip.reason)
@@ -193,6 +193,29 @@ def one_pass(
         if batch["key"]:
             yield batch
         del batch
+
+
+def shard_passes(
+    shards: ShardSet, decode: Decode, batch_size: int, workers: int = 0, clip_timeout: float = 60.0
+) -> Iterator[Iterator[tuple[Batch, list[BadClip]]]]:
+    """For each shard in turn: its clips as of `one_pass`, in batches that end where it ends, each with the unreadable clips among them.
+
+    A batch without a good clip has no keys. The workers are those of all shards: they read ahead beyond the end of one.
+    """
+    stretches = [_cut(range(*ends), batch_size) for ends in pairwise([0, *shards.counts.cumsum().tolist()])]
+    batches = _load(shards, decode, [step for steps in stretches for step in steps], workers, clip_timeout)
+    for steps in stretches:
+        yield islice(batches, len(steps))
+
+
+def _cut(stretch: range, size: int) -> list[range]:
+    """A stretch of positions in steps of `size`; the last may be shorter."""
+    return [stretch[start:start + size] for start in range(0, len(stretch), size)]
+
+
+def _load(shards: ShardSet, decode: Decode, steps: list[range], workers: int, clip_timeout: float) -> Iterator[tuple[Batch, list[BadClip]]]:
+    make = _PassBatches(ClipReader([shards], decode), shards.counts.cumsum().tolist(), steps)
+    return load(make, len(steps), workers, shards.is_local, clip_timeout)
 
 
 @dataclass
@@ -227,13 +250,10 @@ class _PassBatches:
 
     reader: ClipReader
     ends: list[int]
-    first: int
-    last: int
-    batch_size: int
+    steps: list[range]
 
     def __call__(self, step: int) -> tuple[Batch, list[BadClip]]:
-        start = self.first + step * self.batch_size
-        places = {position: self._place(position) for position in range(start, min(start + self.batch_size, self.last))}
+        places = {position: self._place(position) for position in self.steps[step]}
         self.reader.fetch(places.values())
         samples, bad = [], []
         for position, place in places.items():

@@ -21,7 +21,7 @@ from data_prep.layout import DATASET_FILE
 from data_prep.shards import ShardWriter
 from data_prep.sidecar import read_sidecar
 from data_prep.storage import Folder
-from data_prep.stream import one_pass
+from data_prep.stream import Batch
 from models.conditioning import Conditions
 from models.generators.mmdit import MMDiT, MMDiTConfig
 from models.objectives.flow_dpo import segment_score
@@ -29,13 +29,12 @@ from models.pretrained import load_weights
 from pipelines.config import Recipe
 from pipelines.encoding import file_hash, frozen
 from pipelines.engine.checkpoint import weights_hash
-from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import npy, require_shards, training_videos
 from pipelines.provenance import claim, known_provenance
 from pipelines.recipes import RecipeError
 from pipelines.rewards import extract_reward, load_scorer, scoring_export
-from pipelines.sharing import make_shards, record_bad
+from pipelines.sharing import Work, make_shards
 from pipelines.sounding import SoundModel
 
 TRUTH = "truth"
@@ -56,7 +55,12 @@ def make_candidates(recipe: Recipe, run: Path, features: str, start: Path, numbe
     settings = partial(_provenance, recipe, run, start, number, source.hash, folder)
     # The checkpoints beside them learned from these pairs: they must not go on with others.
     claim(folder, settings, world, f"delete {folder.parent} to make the round again, or restore what was changed")
-    load = partial(_Maker.of_round, recipe, run, start, number, source, folder, world.device)
+
+    def load() -> Work:
+        maker = _Maker.of_round(recipe, run, start, number, world.device)
+        # Tensors are read in no time, and no decoder can hang over them: no workers.
+        return Work(maker.decoder(), recipe.preference.batch_videos, maker.write)
+
     made = make_shards(source, folder, world, f"candidates of round {number}", known_provenance(folder), load)
     if world.is_main:
         _tell_left_out(made, number)
@@ -107,31 +111,29 @@ class _Rated(NamedTuple):
 
 @dataclass
 class _Maker:
-    """Writes the shard at a place of `source`."""
+    """Makes the candidates of a round."""
 
-    source: ShardSet
     model: SoundModel
     recipe: Recipe
     number: int
-    folder: Path
 
     @classmethod
-    def of_round(cls, recipe: Recipe, run: Path, start: Path, number: int, source: ShardSet, folder: Path, device: torch.device) -> _Maker:
+    def of_round(cls, recipe: Recipe, run: Path, start: Path, number: int, device: torch.device) -> _Maker:
         """With the models of a round."""
         generator = frozen(load_weights(MMDiT, MMDiTConfig, start), device)
         model = SoundModel.around(generator, recipe, run, device, sees=False, judges=False)
         model.reward = load_scorer(recipe, device)
-        return cls(source, model, recipe, number, folder)
+        return cls(model, recipe, number)
 
-    def __call__(self, place: int) -> None:
-        info, bad, config = self.source.shards[place], [], self.recipe.preference
-        decoder = TensorDecoder((*self.recipe.conditioning.slots, _seen(self.recipe), "latent_mean"))
-        with ShardWriter(self.folder, info.number, split=info.split) as writer:
-            for batch in one_pass(self.source.select([place]), decoder, config.batch_videos, on_bad=bad.append):
-                beat()
-                for rated in self._rate(batch):
-                    _write(writer, rated, config.winner)
-            record_bad(writer, bad)
+    def decoder(self) -> TensorDecoder:
+        """What the candidates of a video are made and scored from."""
+        return TensorDecoder((*self.recipe.conditioning.slots, _seen(self.recipe), "latent_mean"))
+
+    def write(self, writer: ShardWriter, batches: Iterator[Batch]) -> None:
+        """Add the pairs of the videos."""
+        for batch in batches:
+            for rated in self._rate(batch):
+                _write(writer, rated, self.recipe.preference.winner)
 
     @torch.no_grad()
     def _rate(self, batch: dict) -> Iterator[_Rated]:

@@ -177,7 +177,8 @@ class Controls:
 
     def _training(self, limit: int, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:
         shards = ShardSet.open(self.recipe.data, split=self.recipe.train_split)
-        return one_pass(shards, self.encoder.decoder(want), self.recipe.features.batch_size, limit=limit, on_bad=lambda clip: None)
+        options = self.recipe.features
+        return one_pass(shards, self.encoder.decoder(want), options.batch_size, limit=limit, on_bad=lambda clip: None, **options.decoding)
 
     @torch.no_grad()
     def _conditions(self, batch: dict) -> dict[str, Tensor]:

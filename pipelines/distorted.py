@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from data_prep.audio import log_mel, mel_spec
 from data_prep.index import ShardSet
 from data_prep.shards import ShardWriter
-from data_prep.stream import one_pass
+from data_prep.stream import Batch
 from models.codecs.autoencoder import MelVAE, MelVAEConfig
 from models.objectives.time_maps import distortion_sizes, heard_through, time_map
 from models.pretrained import load_weights
@@ -24,11 +24,10 @@ from pipelines.config import Recipe
 from pipelines.config.preference import DistortionConfig
 from pipelines.encoding import frozen, latent_length, view_decoder
 from pipelines.engine.checkpoint import weights_hash
-from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import npy, training_videos
 from pipelines.provenance import claim, known_provenance
-from pipelines.sharing import make_shards, record_bad
+from pipelines.sharing import Work, make_shards
 
 
 def write_distorted(recipe: Recipe, run: Path, world: World) -> str:
@@ -39,7 +38,7 @@ def write_distorted(recipe: Recipe, run: Path, world: World) -> str:
     """
     folder, source = run / "preference" / "distorted", training_videos(recipe)
     claim(folder, partial(_provenance, recipe, run, source), world, "delete that folder, or restore what was changed")
-    start = partial(_writer, recipe, run, source, folder, world.device)
+    start = partial(_work, recipe, run, world.device)
     make_shards(source, folder, world, "true sounds put out of time", known_provenance(folder), start)
     return str(folder)
 
@@ -100,17 +99,13 @@ def _provenance(recipe: Recipe, run: Path, source: ShardSet) -> dict[str, Any]:
             "autoencoder": weights_hash(run / "autoencoder" / "export"), **distortion}
 
 
-def _writer(recipe: Recipe, run: Path, source: ShardSet, folder: Path, device: torch.device) -> Callable[[int], None]:
+def _work(recipe: Recipe, run: Path, device: torch.device) -> Work:
     distort = Distorter(recipe, frozen(load_weights(MelVAE, MelVAEConfig, run / "autoencoder" / "export"), device), device)
-    decoder = view_decoder(recipe, (), ("waveform",))
+    options = recipe.features
 
-    def write(place: int) -> None:
-        info, bad = source.shards[place], []
-        with ShardWriter(folder, info.number, split=info.split) as writer:
-            for batch in one_pass(source.select([place]), decoder, recipe.features.batch_size, on_bad=bad.append):
-                beat()
-                for key, latents in zip(batch["key"], distort(batch["waveform"], batch["key"]), strict=True):
-                    writer.add(key, {"distorted.npy": npy(latents)})
-            record_bad(writer, bad)
+    def write(writer: ShardWriter, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            for key, latents in zip(batch["key"], distort(batch["waveform"], batch["key"]), strict=True):
+                writer.add(key, {"distorted.npy": npy(latents)})
 
-    return write
+    return Work(view_decoder(recipe, (), ("waveform",)), options.batch_size, write, **options.decoding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from data_prep.index import ShardSet
 from data_prep.shards import ShardWriter
-from data_prep.stream import one_pass
+from data_prep.stream import Batch
 from models.conditioning import EncoderConditioner, ends_within_segment
 from models.encoders.sf_cavp import SFCAVP, SFCAVPConfig
 from models.pretrained import load_weights, save_weights
@@ -25,7 +25,7 @@ from pipelines.engine.saving import write_atomically
 from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.provenance import FILE, ProvenanceError, claim, known_provenance
-from pipelines.sharing import make_shards, record_bad
+from pipelines.sharing import Work, make_shards
 from pipelines.stages.data import clips
 
 
@@ -97,7 +97,7 @@ def _data(shards: ShardSet) -> dict[str, Any]:
 def _write_shards(recipe: Recipe, folder: Path, world: World) -> None:
     """Write `folder`/shards: latents, conditions and segment embeddings. No process holds more than a batch. Collective."""
     source = _wanted(recipe)
-    start = partial(_writer, recipe, source, folder, world.device)
+    start = partial(_work, recipe, folder.parent, world.device)
     make_shards(source, folder / "shards", world, "features", known_provenance(folder), start)
 
 
@@ -121,28 +121,23 @@ def _fit_conditioner(recipe: Recipe, folder: Path, device: torch.device) -> None
         return
     encoder = load_weights(SFCAVP, SFCAVPConfig, recipe.folder / "contrastive" / "export")
     conditioner = EncoderConditioner(encoder).to(device).eval()
-    options = recipe.features
     beat("features, statistics of the conditions")
-    batches = clips(recipe, recipe.train_split, options.batch_size, options.statistics_clips, want=("frames",))
+    batches = clips(recipe, recipe.train_split, recipe.features.statistics_clips, want=("frames",))
     conditioner.fit(batch["frames"].to(device).float() / 255 for batch in batches)
     save_weights(conditioner, recipe.contrastive.model, folder)
 
 
-def _writer(recipe: Recipe, source: ShardSet, folder: Path, device: torch.device) -> Callable[[int], None]:
-    encoder = ClipEncoder.of_run(recipe, folder.parent, device, reward=needs_contrastive(recipe))
+def _work(recipe: Recipe, run: Path, device: torch.device) -> Work:
+    encoder, options = ClipEncoder.of_run(recipe, run, device, reward=needs_contrastive(recipe)), recipe.features
 
-    def write(place: int) -> None:
-        info, bad = source.shards[place], []
-        with ShardWriter(folder / "shards", info.number, split=info.split) as writer:
-            for batch in one_pass(source.select([place]), encoder.decoder(), recipe.features.batch_size, on_bad=bad.append):
-                beat()
-                features = encoder(batch)
-                for row, key in enumerate(batch["key"]):
-                    writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})
-            record_bad(writer, bad)
+    def write(writer: ShardWriter, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            features = encoder(batch)
+            for row, key in enumerate(batch["key"]):
+                writer.add(key, {f"{name}.npy": npy(values[row]) for name, values in features.items()})
         encoder.forget_captions()
 
-    return write
+    return Work(encoder.decoder(), options.batch_size, write, **options.decoding)
 
 
 def npy(values: torch.Tensor) -> bytes:

@@ -123,7 +123,8 @@ def heldout_batches(recipe: Recipe, decode: ViewDecoder, positions: range) -> It
     first = int(ends.searchsorted(positions.start, side="right"))
     skipped = int(ends[first] - shards.counts[first])
     tail = shards.select(range(first, len(ends)))
-    for batch in one_pass(tail, decode, recipe.features.batch_size, limit=positions.stop - skipped, on_bad=leave_broken):
+    for batch in one_pass(tail, decode, recipe.features.batch_size, limit=positions.stop - skipped, on_bad=leave_broken,
+                          **recipe.features.decoding):
         batch |= {"shard": batch["shard"] + first, "position": batch["position"] + skipped}
         kept = torch.nonzero(batch["position"] >= positions.start).flatten()
         if len(kept):

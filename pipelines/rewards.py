@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,16 @@ from safetensors import SafetensorError
 from data_prep.audio import MEL_SPECS
 from data_prep.index import ShardSet
 from data_prep.shards import ShardWriter
-from data_prep.stream import one_pass
+from data_prep.stream import Batch
 from models.encoders.rewards import Reward, load_reward
 from pipelines.config import Recipe
 from pipelines.encoding import frozen, reward_view, view_decoder
 from pipelines.engine.checkpoint import weights_hash
-from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.features import npy, training_videos
 from pipelines.provenance import claim, known_provenance
 from pipelines.recipes import RecipeError
-from pipelines.sharing import make_shards, record_bad
+from pipelines.sharing import Work, make_shards
 from pipelines.views import views_of
 
 
@@ -64,7 +63,7 @@ def extract_reward(recipe: Recipe, world: World) -> str:
     folder = recipe.folder / "preference" / "reward"
     source = training_videos(recipe)
     claim(folder, partial(_provenance, recipe, source), world, "delete that folder, or restore the encoder that preference.reward names")
-    start = partial(_writer, recipe, source, folder, world.device)
+    start = partial(_work, recipe, world.device)
     make_shards(source, folder, world, "videos as the reward sees them", known_provenance(folder), start)
     return str(folder)
 
@@ -74,20 +73,15 @@ def _provenance(recipe: Recipe, source: ShardSet) -> dict[str, Any]:
     return {"data": source.hash, "preference.reward": encoder, "seconds": clip.seconds, "size": clip.size, "fps": clip.fps}
 
 
-def _writer(recipe: Recipe, source: ShardSet, folder: Path, device: torch.device) -> Callable[[int], None]:
-    reward = load_scorer(recipe, device)
+def _work(recipe: Recipe, device: torch.device) -> Work:
+    reward, options = load_scorer(recipe, device), recipe.features
     view = reward_view(reward)
-    decoder = view_decoder(recipe, (view,), ("frames",))
 
     @torch.no_grad()
-    def write(place: int) -> None:
-        info, bad = source.shards[place], []
-        with ShardWriter(folder, info.number, split=info.split) as writer:
-            for batch in one_pass(source.select([place]), decoder, recipe.features.batch_size, on_bad=bad.append):
-                beat()
-                segments = reward.encode_video(views_of(batch, (view,), device)[view]).segments
-                for key, values in zip(batch["key"], segments, strict=True):
-                    writer.add(key, {"reward.npy": npy(values)})
-            record_bad(writer, bad)
+    def write(writer: ShardWriter, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            segments = reward.encode_video(views_of(batch, (view,), device)[view]).segments
+            for key, values in zip(batch["key"], segments, strict=True):
+                writer.add(key, {"reward.npy": npy(values)})
 
-    return write
+    return Work(view_decoder(recipe, (view,), ("frames",)), options.batch_size, write, **options.decoding)

@@ -147,6 +147,7 @@ FREE = (
     "checkpoint_mirror", "log_every", "validate_every", "hang_seconds", "profile", "peak_tflops", "zero.stage",
     "zero.offload_optimiser", "zero.offload_parameters", "zero.nvme_path", "zero.persistence_threshold",
     "guards.max_rollbacks", "generative.train.accumulation", "preference.rounds", "preference.batch_videos",
+    "features.workers", "features.clip_timeout",
 )  # fmt: skip
 """Ends of the keys that change how a run goes, not what it learns."""
 MEASURING = ("evaluation", "preference.watch.")

@@ -21,7 +21,7 @@ class Training:
     processes_per_node: int | None = None
     """Processes on each node; by default one per GPU, or a single one."""
     cpus_per_node: int | None = None
-    """CPUs on each node; by default one for each process and each of its decoding workers."""
+    """CPUs on each node; by default one for each process and each of its decoding workers, in training or in `features`."""
     times: Mapping[str, str] = field(default_factory=dict)
     """Stage -> time limit, where it is not that of all jobs."""
     notice: int = 300

@@ -86,7 +86,7 @@ def _stage_job(recipe: Recipe, recipe_file: Path, training: Training, stage: str
     return Job(
         name=stage, command=("train", stage, str(recipe_file)), trains=True, made_in=folders,
         after=tuple(parent for parent in _PARENTS[stage] if parent in stages) or start,
-        cpus=training.cpus_per_node or training.processes * (1 + train.stream.workers))  # fmt: skip
+        cpus=training.cpus_per_node or training.processes * (1 + max(train.stream.workers, recipe.features.workers)))  # fmt: skip
 
 
 def _open_stages(recipe: Recipe, parts: Sequence[str], say: Callable[[str], None]) -> list[str]:

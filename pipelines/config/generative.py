@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from models.generators import mmdit
 from pipelines.config.fields import check, from_presets
@@ -18,6 +18,19 @@ class FeaturesConfig:
     """Clips encoded together."""
     statistics_clips: int = 512
     """Clips that the normalisation of conditions and latents is measured on."""
+    workers: int = 0
+    """Processes that decode ahead for each process that encodes, here and wherever clips are read outside training; 0 decodes between."""
+    clip_timeout: float = 60.0
+    """Seconds a clip may decode in one of them before it is left out as broken; without workers nothing can watch."""
+
+    def __post_init__(self):
+        check(self.batch_size > 0 and self.statistics_clips > 0, "batch_size and statistics_clips must be 1 or more")
+        check(self.workers >= 0 and self.clip_timeout > 0, "workers must be 0 or more, clip_timeout above 0")
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Who decodes, and how long a clip may take."""
+        return {"workers": self.workers, "clip_timeout": self.clip_timeout}
 
 
 @dataclass(kw_only=True)

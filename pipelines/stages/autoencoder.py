@@ -80,7 +80,7 @@ class AutoencoderStage(Stage):
         save_weights(vae, self.config.model, folder)
 
     def _mels(self, split: str, limit: int) -> torch.Tensor:
-        batches = clips(self.recipe, split, self.recipe.features.batch_size, limit, want=("waveform",))
+        batches = clips(self.recipe, split, limit, want=("waveform",))
         return torch.cat([self._mel(batch["waveform"]) for batch in batches])
 
     def _mel(self, waveform: torch.Tensor) -> torch.Tensor:

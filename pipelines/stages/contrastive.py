@@ -56,7 +56,7 @@ class ContrastiveStage(Stage):
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
         """Retrieval between held-out pictures and sounds."""
         video, audio = [], []
-        for batch in clips(self.recipe, self.recipe.heldout_split, self.recipe.features.batch_size, self.train.validation_clips):
+        for batch in clips(self.recipe, self.recipe.heldout_split, self.train.validation_clips):
             inputs = self.inputs(batch, None, device)
             video.append(module.encode_video(inputs["frames"]).segments)
             audio.append(module.encode_audio(inputs["mel"]).segments)

@@ -10,7 +10,7 @@ from data_prep.decoding import ClipDecoder
 from data_prep.index import ShardSet
 from data_prep.stream import BadClip, Batch, ClipStream, one_pass
 from data_prep.streaming.reading import Decode
-from pipelines.config import Recipe, TrainConfig
+from pipelines.config import FeaturesConfig, Recipe, TrainConfig
 from pipelines.engine.world import World
 from pipelines.heldout import leave_broken
 
@@ -34,13 +34,13 @@ def training_stream(shards: ShardSet, decode, train: TrainConfig, seed: int, wor
                       cache_gb=options.cache_gb, total=world.total if world.size > 1 else None)
 
 
-def clips(recipe: Recipe, split: str, batch_size: int, limit: int | None, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:
+def clips(recipe: Recipe, split: str, limit: int | None, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:
     """Whole clips of a split, once, in the order of the shards, without the broken ones: see `good_clips`."""
     decode = clip_decoder(recipe, recipe.clip.seconds, random_crop=False, want=want)
-    return good_clips(ShardSet.open(recipe.data, split=split), decode, batch_size, limit)
+    return good_clips(ShardSet.open(recipe.data, split=split), decode, recipe.features, limit)
 
 
-def good_clips(shards: ShardSet, decode: Decode, batch_size: int, limit: int | None) -> Iterator[Batch]:
+def good_clips(shards: ShardSet, decode: Decode, options: FeaturesConfig, limit: int | None) -> Iterator[Batch]:
     """One pass over the first `limit` clips; broken ones are left out, and a line of the log says how many.
 
     ShardError where storage did not give a clip: a measurement over fewer clips cannot be compared with those before it.
@@ -51,7 +51,7 @@ def good_clips(shards: ShardSet, decode: Decode, batch_size: int, limit: int | N
         leave_broken(clip)
         bad.append(clip)
 
-    yield from one_pass(shards, decode, batch_size, limit=limit, on_bad=leave_out)
+    yield from one_pass(shards, decode, options.batch_size, limit=limit, on_bad=leave_out, **options.decoding)
     if bad:
         _log.warning("%s: %d of %d clips are broken and left out; the first: %s",
                      shards.url, len(bad), min(len(shards), limit or len(shards)), bad[0].message)

@@ -80,6 +80,5 @@ def first_features(features: Features, split: str, names: Sequence[str], limit: 
 
 
 def _pass(features: Features, split: str, names: Sequence[str], limit: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
-    size = features.recipe.features.batch_size
-    for batch in good_clips(features.shards(split), features.decoder(names), size, limit):
+    for batch in good_clips(features.shards(split), features.decoder(names), features.recipe.features, limit):
         yield {name: values.cpu().float() for name, values in features.tensors(batch, names, device).items()}

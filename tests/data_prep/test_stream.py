@@ -20,7 +20,7 @@ from data_prep.decoding import ClipDecoder, TensorDecoder
 from data_prep.index import ShardError, ShardSet, build_index
 from data_prep.media import ClipFormat, transcode
 from data_prep.shards import ShardWriter
-from data_prep.stream import ClipStream, collate, one_pass
+from data_prep.stream import ClipStream, collate, one_pass, shard_passes
 from tests.fixtures.made_shards import COUNTS, DECODE, damage, take, values, write
 
 
@@ -251,6 +251,15 @@ def test_one_pass_names_bad_clips_or_hands_them_over(shards, tmp_path):
     bad = []
     assert values(one_pass(broken, DECODE, 1, on_bad=bad.append)) == [n for n in range(48) if n != 11]
     assert [(clip.key, clip.shard, clip.position) for clip in bad] == [("clip-11", "shard-000001", 11)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_over_shards_end_where_these_end(shards, tmp_path, workers):
+    broken = damage(shards, 1, 2, tmp_path / "set")
+    passes = [list(each) for each in shard_passes(broken, DECODE, 4, workers)]
+    assert [[len(batch["key"]) for batch, _ in each] for each in passes] == [[4, 4, 1], [3], [], [4, 4, 4, 1], [4, 2], [1], [4, 4, 4, 3]]
+    assert [values(batch for batch, _ in each) for each in passes[:2]] == [list(range(9)), [9, 10, 12]]
+    assert [(number, clip.key) for number, each in enumerate(passes) for _, bad in each for clip in bad] == [(1, "clip-11")]
 
 
 @dataclass

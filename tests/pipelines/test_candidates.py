@@ -19,6 +19,7 @@ from data_prep.index import ShardSet, build_index
 from data_prep.shards import ShardWriter
 from data_prep.sidecar import read_sidecar
 from data_prep.storage import Folder
+from data_prep.stream import one_pass
 from models.conditioning import Conditions
 from models.objectives.flow_dpo import segment_score
 from pipelines.candidates import Choice, _Maker, choose, make_candidates, seeds_of
@@ -194,9 +195,10 @@ class Spoiled(SoundModel):
 def test_a_bad_sample_is_left_out_and_stops_nothing(tiny, tmp_path):
     recipe = recipe_of(tiny.folder, tiny.shards)
     source = ShardSet.open(tiny.run / "features" / "shards", split="train")
-    maker = _Maker.of_round(recipe, tiny.run, tiny.run / "generative" / "export", 1, source, tmp_path, CPU)
+    maker = _Maker.of_round(recipe, tiny.run, tiny.run / "generative" / "export", 1, CPU)
     maker.model = Spoiled(**{field.name: getattr(maker.model, field.name) for field in dataclasses.fields(SoundModel)})
-    maker(0)
+    with ShardWriter(tmp_path, source.shards[0].number) as writer:
+        maker.write(writer, one_pass(source.select([0]), maker.decoder(), recipe.preference.batch_videos))
     rows = read_sidecar(Folder(tmp_path), source.shards.name(0)).to_pylist()
     assert [row["status"] for row in rows] == ["ok"] * 7 + ["failed"] and rows[-1]["reason"] == "not_finite"
     for record in records(build_index(tmp_path, {})).values():

@@ -94,6 +94,13 @@ def test_rounds_store_no_more_than_they_read(tiny, tmp_path):
     assert names == training_videos(recipe).shards.column("name").to_pylist()
 
 
+def test_workers_leave_the_same_bytes(tiny, tmp_path):
+    run = shutil.copytree(tiny.run, tmp_path / "run", ignore=shutil.ignore_patterns("features", "generative", "preference", "checkpoints"))
+    extract_features(load_recipe("demo", [*overrides(tmp_path, tiny.shards), "features.workers=2"]), run / "features", ALONE)
+    made, known = ([path.read_bytes() for path in sorted((each / "features" / "shards").glob("*.tar"))] for each in (run, tiny.run))
+    assert made == known and len(made) == len(ShardSet.open(tiny.shards).shards)
+
+
 def test_clips_that_come_later_are_added(tiny, tmp_path):
     clips, run = Path(shutil.copytree(tiny.shards, tmp_path / "clips")), shutil.copytree(tiny.run, tmp_path / "run")
     recipe, settings = load_recipe("demo", overrides(tmp_path, str(clips))), ShardSet.open(clips).settings

@@ -128,7 +128,7 @@ def test_an_encoder_of_44_kilohertz_is_trained_and_scores(high_rate):
     run_command(high_rate, "train", "contrastive")
     scorer = load_scorer(high_rate, CPU)
     assert scorer.config.mel == "sf_cavp_44k" and MEL_SPECS[scorer.config.mel].sample_rate == 44100
-    batch = next(iter(clips(high_rate, "heldout", 4, 4)))
+    batch = next(iter(clips(high_rate, "heldout", 4)))
     seen = scorer.encode_video(batch["frames"].float() / 255).segments
     heard = scorer.encode_audio(log_mel(batch["waveform"], scorer.config.mel)).segments
     scores = scorer.similarity(seen, heard)

@@ -1,6 +1,7 @@
 """Shards that processes make together: each once, those that are there stay, and the index comes last."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -11,19 +12,17 @@ import time
 import pytest
 import torch
 
-from data_prep.decoding import TensorDecoder
 from data_prep.index import ShardSet
-from data_prep.shards import ShardWriter
 from data_prep.sidecar import read_sidecar
 from data_prep.storage import Folder
-from data_prep.stream import one_pass
 from pipelines.engine.log import STATUS
 from pipelines.engine.watchdog import HUNG, Watchdog
 from pipelines.engine.world import World
-from pipelines.sharing import make_shards, record_bad
+from pipelines.sharing import Work, make_shards
 from tests.fixtures.made_shards import COUNTS as COUNTS_MADE
-from tests.fixtures.made_shards import damage, write
+from tests.fixtures.made_shards import DECODE, damage, write
 from tests.fixtures.two_ranks import REPOSITORY
+from tests.fixtures.unruly import Unruly
 from tests.pipelines.engine.toy import finish_ranks
 from tests.services.s3_server import free_ports
 
@@ -31,18 +30,19 @@ ALONE = World(0, 1, torch.device("cpu"))
 COUNTS = (2, 0, 3)
 
 
-def copier(source, folder, made):
-    """Writes shards with the keys of `source`, noting their places."""
-    def write_shard(place):
-        with ShardWriter(folder, source.shards[place].number) as writer:
-            for row in range(int(source.counts[place])):
-                writer.add(source.entry(place, row).key, {"made.npy": b"x"})
-        made.append(place)
-    return write_shard
+def copying(made=None, **options):
+    """Work that writes shards with the keys of others, noting their numbers."""
+    def write_shard(writer, batches):
+        for batch in batches:
+            for key in batch["key"]:
+                writer.add(key, {"made.npy": b"x"})
+        if made is not None:
+            made.append(int(writer.name.removeprefix("shard-")))
+    return Work(DECODE, 4, write_shard, **options)
 
 
 def share(source, folder, made, world=ALONE):
-    return make_shards(source, folder, world, "copies", {"what": "copies"}, lambda: copier(source, folder, made))
+    return make_shards(source, folder, world, "copies", {"what": "copies"}, lambda: copying(made))
 
 
 def test_every_shard_is_made_once(tmp_path):
@@ -80,25 +80,29 @@ def test_a_set_with_fewer_shards_than_processes_is_told(tmp_path, caplog):
 
 def test_a_shard_that_storage_did_not_give_is_made_the_next_time(tmp_path):
     """A tar that is gone for a while, beside a clip that is damaged for good."""
-    source, out = damage(write(tmp_path / "whole"), 0, 1, tmp_path / "in"), tmp_path / "out"
+    damage(write(tmp_path / "whole"), 0, 1, tmp_path / "in")
+    out = tmp_path / "out"
 
-    def write_shard(place):
-        bad = []
-        with ShardWriter(out, source.shards[place].number) as writer:
-            for batch in one_pass(ShardSet.open(tmp_path / "in").select([place]), TensorDecoder(("value",)), 4, on_bad=bad.append):
-                for key in batch["key"]:
-                    writer.add(key, {"made.npy": b"x"})
-            record_bad(writer, bad)
+    def share():
+        return make_shards(ShardSet.open(tmp_path / "in"), out, ALONE, "copies", {}, copying)
 
     tar = tmp_path / "in" / "shard-000001.tar"
     tar.rename(tmp_path / "away")
     with pytest.raises(OSError, match="clip-9 cannot be read: .*: see to the storage and run again, shard-000001 is made then"):
-        make_shards(source, out, ALONE, "copies", {}, lambda: write_shard)
+        share()
     assert [path.name for path in sorted(out.glob("*.parquet"))] == ["shard-000000.parquet"]
     (tmp_path / "away").rename(tar)
-    assert make_shards(source, out, ALONE, "copies", {}, lambda: write_shard).counts.tolist() == [8, *COUNTS_MADE[1:]]
+    assert share().counts.tolist() == [8, *COUNTS_MADE[1:]]
     (failed,) = [row for row in read_sidecar(Folder(out), "shard-000000").to_pylist() if row["status"] != "ok"]
     assert (failed["key"], failed["status"], failed["reason"]) == ("clip-1", "failed", "bad_crc")
+
+
+def test_a_clip_that_hangs_its_decoder_is_recorded_as_failed(tmp_path):
+    source, hanging = write(tmp_path / "in", COUNTS), Unruly(("value",), hangs=("clip-2",))
+    work = dataclasses.replace(copying(workers=2, clip_timeout=0.6), decode=hanging)
+    assert make_shards(source, tmp_path / "out", ALONE, "copies", {}, lambda: work).counts.tolist() == [2, 0, 2]
+    (failed,) = [row for row in read_sidecar(Folder(tmp_path / "out"), "shard-000002").to_pylist() if row["status"] != "ok"]
+    assert (failed["key"], failed["status"], failed["reason"]) == ("clip-2", "failed", "timeout")
 
 
 def test_every_shard_is_a_sign_of_life(tmp_path, monkeypatch):
@@ -107,7 +111,9 @@ def test_every_shard_is_a_sign_of_life(tmp_path, monkeypatch):
     with Watchdog(tmp_path, ALONE, limit=0).watching():
         share(write(tmp_path / "in", COUNTS), tmp_path / "out", [])
     shards = [f"copies, shard {number} of 3" for number in (1, 2, 3)]
-    assert phases == ["copies, loading what makes them", *shards, "copies, index"]
+    batches = 2
+    assert phases.count("start") == batches, "a batch is one too, of the same phase: here the first, as nothing is noted down"
+    assert [phase for phase in phases if phase != "start"] == ["copies, loading what makes them", *shards, "copies, index"]
 
 
 def troubled(folder, trouble):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -16,39 +15,11 @@ import pytest
 
 from data_prep.decoding import TensorDecoder
 from data_prep.index import ShardError
-from data_prep.stream import ClipStream, one_pass
+from data_prep.stream import ClipStream, one_pass, shard_passes
 from tests.fixtures.made_shards import DECODE, damage, take, values, write
+from tests.fixtures.unruly import Unruly
 
 TIMEOUT = 0.6
-
-
-@dataclass
-class Unruly(TensorDecoder):
-    """Hangs or ends its process over clips of some keys, and notes all keys that it decodes in a file."""
-
-    hangs: tuple[str, ...] = ()
-    kills: tuple[str, ...] = ()
-    fatal: signal.Signals = signal.SIGKILL
-    """What these send to their own process; SIGSTOP pauses it, as a cluster that suspends a job does."""
-    log: Path | None = None
-    once: Path | None = None
-    """With this file, that it makes, it is unruly one time only."""
-
-    def __call__(self, raw, entry, random):
-        if self.log is not None:
-            with open(self.log, "a") as file:
-                file.write(f"{entry.key}\n")
-        if entry.key in self.hangs + self.kills and not (self.once and self.once.exists()):
-            if self.once:
-                self.once.touch()
-            self._hang() if entry.key in self.hangs else os.kill(os.getpid(), self.fatal)
-        return super().__call__(raw, entry, random)
-
-    @staticmethod
-    def _hang():
-        """As a decoder would: in C, deaf to signals, with the interpreter's lock in its hands."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        ctypes.PyDLL(None).sleep(600)
 
 
 @dataclass
@@ -153,6 +124,14 @@ def test_a_pass_leaves_hanging_clips_out(shards):
     found = values(one_pass(shards, unruly, 5, workers=2, on_bad=bad.append, clip_timeout=TIMEOUT))
     assert found == [number for number in range(48) if number not in (18, 30)]
     assert [(clip.key, clip.reason) for clip in bad] == [("clip-18", "timeout"), ("clip-30", "crashed")]
+
+
+def test_passes_over_shards_leave_hanging_clips_out(shards):
+    unruly = Unruly(("value",), hangs=("clip-3",), kills=("clip-30",))
+    passes = [list(each) for each in shard_passes(shards, unruly, 5, workers=2, clip_timeout=TIMEOUT)]
+    assert values(batch for each in passes for batch, _ in each) == [number for number in range(48) if number not in (3, 30)]
+    bad = [(clip.key, clip.reason) for each in passes for _, bad in each for clip in bad]
+    assert bad == [("clip-3", "timeout"), ("clip-30", "crashed")]
 
 
 def test_deaths_that_no_clip_explains_stop_the_run(shards):

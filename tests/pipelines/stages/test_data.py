@@ -10,6 +10,7 @@ import torch
 from data_prep.index import ShardSet, build_index
 from data_prep.shards import ShardWriter
 from data_prep.sidecar import ShardError
+from pipelines.config import FeaturesConfig
 from pipelines.features import npy
 from pipelines.recipes import load_recipe
 from pipelines.stages.data import clips, good_clips
@@ -17,15 +18,18 @@ from pipelines.stages.inputs import StoredFeatures, first_features
 from tests.fixtures.made_shards import DECODE, damage, values, write
 from tests.fixtures.tiny_chain import tiny_shards
 
+FIVES = FeaturesConfig(batch_size=5)
+
 
 def test_a_broken_clip_is_left_out_and_told_in_a_line(tmp_path, caplog):
     broken = damage(write(tmp_path / "set"), 3, 5, tmp_path / "copy")
     with caplog.at_level(logging.WARNING):
-        assert values(good_clips(broken, DECODE, 5, 30)) == [number for number in range(30) if number != 18]
+        assert values(good_clips(broken, DECODE, FIVES, 30)) == [number for number in range(30) if number != 18]
     assert len(caplog.messages) == 1
     assert "copy: 1 of 30 clips are broken and left out; the first: " in caplog.text and "clip clip-18 has a damaged value" in caplog.text
     caplog.clear()
-    assert values(good_clips(broken, DECODE, 5, 18)) == list(range(18)) and len(list(good_clips(broken, DECODE, 48, None))) == 1
+    assert values(good_clips(broken, DECODE, FIVES, 18)) == list(range(18))
+    assert len(list(good_clips(broken, DECODE, FeaturesConfig(batch_size=48, workers=2), None))) == 1
     assert ["1 of 48 clips" in message for message in caplog.messages] == [True]
 
 
@@ -33,7 +37,7 @@ def test_storage_that_fails_is_no_smaller_measurement(tmp_path):
     shards = write(tmp_path / "set")
     os.remove(tmp_path / "set" / "shard-000003.tar")
     with pytest.raises(ShardError, match="shard-000003.tar: clip clip-13 cannot be read: .*; nothing is measured without it"):
-        list(good_clips(ShardSet.open(shards.url), DECODE, 5, None))
+        list(good_clips(ShardSet.open(shards.url), DECODE, FIVES, None))
 
 
 def test_features_and_clips_of_a_validation_are_read_so(tmp_path, caplog):
@@ -51,8 +55,8 @@ def test_features_and_clips_of_a_validation_are_read_so(tmp_path, caplog):
         with open(f"{url}/{heldout.shards[0].name}.tar", "r+b") as file:
             file.seek(flac.offset + 50)
             file.write(b"broken")
-        assert sum(len(batch["key"]) for batch in clips(recipe, "heldout", 2, None, want=("waveform",))) == count - 1
+        assert sum(len(batch["key"]) for batch in clips(recipe, "heldout", None, want=("waveform",))) == count - 1
     assert f"1 of {count} clips are broken" in caplog.messages[-1]
     shutil.move(f"{url}/{heldout.shards[0].name}.tar", tmp_path / "aside")
     with pytest.raises(ShardError, match="nothing is measured without it"):
-        list(clips(recipe, "heldout", 2, None, want=("waveform",)))
+        list(clips(recipe, "heldout", None, want=("waveform",)))
