@@ -49,11 +49,11 @@ def evaluate(run: Path, device: torch.device, recipe: Recipe | None = None) -> l
     after = _sounded(last, recipe, held, partner, kept)
     before = _sounded(base, recipe, held, partner, start) if aligned else after
     parts = [_retrieval(recipe, held), _timing(recipe, last, held)] if held.judged else []
-    losses = _flow_losses(recipe, base, held)
-    parts += [_autoencoder(recipe, base, held), _flow(recipe, *losses), _sounds(recipe.evaluation.bars, before)]
+    right, wrong = _flow_losses(recipe, base, held), _flow_losses(recipe, base, held, partner)
+    parts += [_autoencoder(recipe, base, held), _flow(recipe, right, wrong), _sounds(recipe.evaluation.bars, before)]
     figures = [figure for part, _ in parts for figure in part]
     if aligned:
-        figures += _preference(before, after, losses[0], _flow_losses(recipe, last, held)[0])
+        figures += _preference(before, after, right, _flow_losses(recipe, last, held))
     figures += Controls(last, base, recipe, held).figures(before, partner) if recipe.evaluation.controls else []
     bars = [bar for _, part in parts for bar in part if bar]
     found = {"bars": [dataclasses.asdict(bar) for bar in bars], "figures": [dataclasses.asdict(figure) for figure in figures],
@@ -130,11 +130,11 @@ def _timing(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[list[Figu
     return figures, bars
 
 
-def _flow_losses(recipe: Recipe, model: SoundModel, held: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-    """Flow loss of each clip with its own video and with another's."""
-    flow = FlowModel(model.generator).eval()
-    right, wrong = flow_losses(flow, held.features, model.device, recipe.features.batch_size, positions=held.positions)
-    return right.numpy(), wrong.numpy()
+def _flow_losses(recipe: Recipe, model: SoundModel, held: HeldOut, partner: np.ndarray | None = None) -> np.ndarray:
+    """Flow loss of each clip, with its own video or with that of its partner."""
+    videos = None if partner is None else torch.as_tensor(partner)
+    return flow_losses(FlowModel(model.generator).eval(), held.features, model.device, recipe.features.batch_size,
+                       positions=held.positions, videos=videos).numpy()
 
 
 def _flow(recipe: Recipe, right: np.ndarray, wrong: np.ndarray) -> tuple[list[Figure], list[Bar | None]]:

@@ -125,7 +125,7 @@ class Watch:
         """What is measured clip by clip; names as in `Signs.clips`."""
         latent, held = sounded.latent.double().cpu(), self.held
         generator = FlowModel(model.generator).eval()
-        flow, _ = flow_losses(generator, held.features, model.device, self._batch, positions=held.positions)
+        flow = flow_losses(generator, held.features, model.device, self._batch, positions=held.positions)
         found = {"reward": sounded.reward, "reward_true": self._score(model.reward, held.judged["video"], self._true),
                  "onset_f1": sounded.onset_f1, "flow_loss": flow.numpy(), "latent_mean": latent.mean(1).numpy(),
                  "latent_square": latent.square().mean(1).numpy(),

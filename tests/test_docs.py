@@ -42,7 +42,8 @@ def inline(page: Path) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """Arguments of every foleyscale command in the shell blocks, also behind srun, torchrun and docker run."""
     lines = re.sub(r"\s*\\\n\s*", " ", "\n".join(blocks(page, "sh"))).splitlines()
-    started = (re.search(r"(?:^|\s)(?:-m launch\.cli|foleyscale) (?:-- )?(?!--|\.$)(.*)", line) for line in lines if "docker build" not in line)
+    command = r"(?:^|\s)(?:-m launch\.cli|foleyscale) (?:-- )?(?!--|\.$)(.*)"
+    started = (re.search(command, line) for line in lines if "docker build" not in line)
     return [shlex.split(re.sub(r"\$\w+", "1", found[1]), comments=True) for found in started if found]
 
 

@@ -126,31 +126,31 @@ def published_generator(recipe: Recipe, config: MMDiTConfig) -> MMDiT:
 def validate_flow(model: FlowModel, recipe: Recipe, features: Features, limit: int, device: torch.device) -> Validation:
     """Flow loss of the first `limit` held-out clips with their own video and with another's, and what `model` makes of a few."""
     clips = first_features(features, recipe.heldout_split, ("latent_mean", *recipe.conditioning.slots), limit, device)
-    right, wrong = flow_losses(model, clips, device, recipe.features.batch_size)
+    partner = torch.as_tensor(shuffled_partner(len(clips["latent_mean"]), seed=0))
+    right, wrong = (flow_losses(model, clips, device, recipe.features.batch_size, videos=videos) for videos in (None, partner))
     found = generated_samples(model.generator, recipe, clips, device)
     found.scalars = {"flow_loss": float(right.mean()), "flow_loss_shuffled": float(wrong.mean())}
     return found
 
 
 @torch.no_grad()
-def flow_losses(module: FlowModel, clips: dict[str, torch.Tensor], device: torch.device, batch_size: int, repeats: int = 4, seed: int = 0,
-                positions: torch.Tensor | None = None):
-    """Flow losses per clip (B,), averaged over `repeats` noises and stratified times, with the right and with shuffled videos.
+def flow_losses(module: FlowModel, clips: dict[str, torch.Tensor], device: torch.device, batch_size: int, repeats: int = 4,
+                positions: torch.Tensor | None = None, videos: torch.Tensor | None = None) -> torch.Tensor:
+    """Flow losses per clip (B,), averaged over `repeats` noises and stratified times.
 
-    `clips` holds latent_mean and conditions; a caption stays with its clip, as it is the video that is asked about.
-    Both use the same noise and times, so that their difference is paired. Noise and times are those of a clip's place among `positions`
-    (B,), by default its row: given its position in the split, it keeps them whichever other clips are there.
+    `clips` holds latent_mean and conditions. `videos` (B,) are the rows whose videos the clips are given, by default their own; a caption
+    stays with its clip, as it is the video that is asked about. Noise and times are those of a clip's place among `positions` (B,), by
+    default its row: losses with other videos are paired, and a clip given its position in the split keeps them whichever others are there.
     """
-    count = len(clips["latent_mean"])
-    positions = torch.arange(count) if positions is None else positions
-    partner, totals = torch.as_tensor(shuffled_partner(count, seed)), torch.zeros(2, count)
-    for repeat, rows in itertools.product(range(repeats), torch.arange(count).split(batch_size)):
-        draws = Draws(seed + repeat, positions[rows], device)
+    own = torch.arange(len(clips["latent_mean"]))
+    positions, videos = own if positions is None else positions, own if videos is None else videos
+    losses = torch.zeros(len(own))
+    for repeat, rows in itertools.product(range(repeats), own.split(batch_size)):
+        draws = Draws(repeat, positions[rows], device)
         latent = clips["latent_mean"][rows].to(device)
         # Times spread evenly over the repeats: the loss varies more with time than with anything else.
         arguments = {"latent": latent, "noise": draws.normal(*latent.shape[1:]), "t": (draws.uniform() + repeat) / repeats}
-        for row, order in enumerate((rows, partner[rows])):
-            conditions = {name: clips[name][order].to(device) for name in ("clip", "sync") if name in clips}
-            conditions |= {"text": clips["text"][rows].to(device)} if "text" in clips else {}
-            totals[row, rows] += module.per_clip(**arguments, **conditions).cpu() / repeats
-    return totals[0], totals[1]
+        seen = {"clip": videos[rows], "sync": videos[rows], "text": rows}
+        conditions = {name: clips[name][order].to(device) for name, order in seen.items() if name in clips}
+        losses[rows] += module.per_clip(**arguments, **conditions).cpu() / repeats
+    return losses

@@ -10,6 +10,7 @@ from models.objectives.flow_matching import flow_loss
 from pipelines.stages.generative import FlowModel, flow_losses
 
 CONFIG = dataclasses.replace(PRESETS["tiny"], latent_dim=4, hidden=32, clip_dim=8, sync_dim=8, latent_len=12, clip_len=6, sync_len=32)
+CPU, PARTNERS = torch.device("cpu"), torch.arange(6).roll(1)
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def test_loss_is_that_of_the_definition(model):
 
 def test_shuffling_is_the_only_difference(model):
     batch = clips()
-    right, wrong = flow_losses(model, batch, torch.device("cpu"), batch_size=3)
+    right, wrong = (flow_losses(model, batch, CPU, batch_size=3, videos=videos) for videos in (None, PARTNERS))
     assert right.shape == wrong.shape == (6,) and not torch.equal(right, wrong)
     same = batch | {name: batch[name][:1].expand(6, -1, -1) for name in ("clip", "sync")}
-    right, wrong = flow_losses(model, same, torch.device("cpu"), batch_size=3)
+    right, wrong = (flow_losses(model, same, CPU, batch_size=3, videos=videos) for videos in (None, PARTNERS))
     torch.testing.assert_close(right, wrong)
 
 
@@ -52,11 +53,11 @@ def test_a_clip_keeps_its_noise_and_times_without_another(model):
     """Of its position, when that is told; by row alone they are those of other clips."""
     batch, kept = clips(4), torch.tensor([0, 2, 3])
     left = {name: values[kept] for name, values in batch.items()}
-    whole, _ = flow_losses(model, batch, torch.device("cpu"), batch_size=2, positions=torch.arange(20, 24))
-    found, _ = flow_losses(model, left, torch.device("cpu"), batch_size=2, positions=kept + 20)
+    whole = flow_losses(model, batch, CPU, batch_size=2, positions=torch.arange(20, 24))
+    found = flow_losses(model, left, CPU, batch_size=2, positions=kept + 20)
     torch.testing.assert_close(found, whole[kept], rtol=1e-6, atol=1e-6)
-    by_row, _ = flow_losses(model, left, torch.device("cpu"), batch_size=2)
-    of_all, _ = flow_losses(model, batch, torch.device("cpu"), batch_size=2)
+    by_row = flow_losses(model, left, CPU, batch_size=2)
+    of_all = flow_losses(model, batch, CPU, batch_size=2)
     assert not torch.isclose(by_row[1:], of_all[kept[1:]], rtol=1e-3).any() and torch.isclose(by_row[0], of_all[0], rtol=1e-6)
 
 
