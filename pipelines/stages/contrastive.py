@@ -17,7 +17,7 @@ from pipelines.config import Recipe
 from pipelines.engine.draws import Draws
 from pipelines.engine.log import Validation
 from pipelines.engine.world import World
-from pipelines.metrics.retrieval import recall_at_k
+from pipelines.metrics.retrieval import recall_at_k, right_segment_accuracy
 from pipelines.stages.data import clip_decoder, clips, training_stream
 from pipelines.stages.stage import Stage
 
@@ -54,13 +54,17 @@ class ContrastiveStage(Stage):
 
     @torch.no_grad()
     def validate(self, module: nn.Module, device: torch.device) -> Validation:
-        """Retrieval between held-out pictures and sounds."""
+        """Retrieval between held-out pictures and sounds, and which segment of a clip a sound belongs to."""
         video, audio = [], []
         for batch in clips(self.recipe, self.recipe.heldout_split, self.train.validation_clips):
             inputs = self.inputs(batch, None, device)
             video.append(module.encode_video(inputs["frames"]).segments)
             audio.append(module.encode_audio(inputs["mel"]).segments)
-        return Validation(retrieval_scalars(torch.cat(video), torch.cat(audio), self.recipe.evaluation.galleries))
+        video, audio = torch.cat(video), torch.cat(audio)
+        found = retrieval_scalars(video, audio, self.recipe.evaluation.galleries)
+        if video.shape[1] > 1:
+            found["right_segment"] = float(right_segment_accuracy(video.cpu().numpy(), audio.cpu().numpy()).mean())
+        return Validation(found)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """The encoder."""

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.encoders.sf_cavp import PRESETS, SFCAVP
+from models.encoders.sf_cavp import PRESETS, SFCAVP, SFCAVPConfig
+from models.pretrained import load_weights
 from pipelines.config import ContrastiveConfig, Recipe, TrainConfig
+from pipelines.recipes import load_recipe
 from pipelines.stages.contrastive import ContrastiveStage, load_video_tower
+from pipelines.stages.data import clips
 from tests.fixtures.made_weights import made_state, parity_keys
+from tests.fixtures.tiny_chain import overrides
 from tests.fixtures.two_ranks import run_on_two_ranks
 
 
@@ -73,3 +77,19 @@ def test_published_weights_that_do_not_fit_are_refused(published, tmp_path):
         load_video_tower(encoder, str(tmp_path / "other.pyth"))
     with pytest.raises(FileNotFoundError, match="contrastive.video_weights names .*missing.pyth, which is not there"):
         load_video_tower(encoder, str(tmp_path / "missing.pyth"))
+
+
+def test_validation_asks_what_and_when(tiny):
+    """Retrieval of whole clips, and the picture that a segment's sound is nearest to among the three of its clip."""
+    recipe = load_recipe("demo", overrides(tiny.folder, tiny.shards))
+    stage, encoder = ContrastiveStage(recipe), load_weights(SFCAVP, SFCAVPConfig, tiny.run / "contrastive" / "export").eval()
+    found = stage.validate(encoder, torch.device("cpu")).scalars
+    assert 0 <= found["r@1"] <= found["r@5"] <= 1 and "r@10" not in found, "there are eight clips"
+    hits = []
+    for batch in clips(recipe, "heldout", 8):
+        with torch.no_grad():
+            inputs = stage.inputs(batch, None, torch.device("cpu"))
+            video, audio = encoder.encode_video(inputs["frames"]).segments, encoder.encode_audio(inputs["mel"]).segments
+        nearest = torch.cosine_similarity(audio[:, :, None], video[:, None], dim=-1).argmax(dim=2)
+        hits.append((nearest == torch.arange(3)).float())
+    assert found["right_segment"] == pytest.approx(torch.cat(hits).mean().item())
