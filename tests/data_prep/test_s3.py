@@ -203,7 +203,7 @@ def test_preparation_killed_and_resumed_in_bad_weather_makes_the_local_shards(se
     assert proxy.injected() > 20
     assert contents(url) == contents(local) and len(contents(url)) == 2 * CLIPS // PER_SHARD
     assert list(verify(url, "s3://data/media/manifest.parquet")) == []
-    read_all(url, local)
+    read_all(url, local, proxy)
     assert server.secret not in (tmp_path / "log").read_text()
 
 
@@ -219,19 +219,19 @@ def visible(filesystem):
     return set()
 
 
-def read_all(url, local):
-    """Every clip once an epoch, with the contents that it has locally."""
+def read_all(url, local, proxy):
+    """Every clip once an epoch, with the contents that it has locally, in bad weather: in this process, and in two workers."""
     sets = {place: ShardSet.open(place) for place in (url, str(local))}
     streams = {place: ClipStream(shards, ClipDecoder(sample_rate=8000), batch_size=6, seed=5, window=2) for place, shards in sets.items()}
     for workers in (0, 2):
-        keys: Counter[str] = Counter()
+        keys, met = Counter(), proxy.injected()
         with contextlib.ExitStack() as stack:
             batches = [stack.enter_context(contextlib.closing(stream.batches(workers))) for stream in streams.values()]
             for remote, here in itertools.islice(zip(*batches, strict=True), 2 * CLIPS // 6):
                 assert remote["key"] == here["key"]
                 assert (remote["frames"] == here["frames"]).all() and (remote["waveform"] == here["waveform"]).all()
                 keys.update(remote["key"])
-        assert keys == {f"clip-{i}": 2 for i in range(CLIPS)}
+        assert keys == {f"clip-{i}": 2 for i in range(CLIPS)} and proxy.injected() > met
     assert all(stream.bad == 0 for stream in streams.values())
 
 
