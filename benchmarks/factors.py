@@ -84,7 +84,7 @@ def _seeds(out: Path) -> list[Path]:
 
 def main() -> None:
     """Run the command that was given; none prints how to."""
-    parser, runs = commands(__doc__)
+    parser, runs, _ = commands(__doc__)
     runs.add_argument("--steps", type=int, default=200, help="of the contrastive stage")
     options = parser.parse_args()
     if options.command == "table":

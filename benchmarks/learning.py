@@ -228,20 +228,20 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def commands(description: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """The parser of `run OUT` and `table OUT`, and that of `run` for what else it takes."""
+def commands(description: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of `run OUT` and `table OUT`, and those of the two for what else they take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="command", required=True)
     runs, tables = (kinds.add_parser(name) for name in ("run", "table"))
     for each in (runs, tables):
         each.add_argument("out", type=Path)
     runs.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
-    return parser, runs
+    return parser, runs, tables
 
 
 def main() -> None:
     """Run the command that was given; none prints how to."""
-    parser, runs = commands(__doc__)
+    parser, runs, _ = commands(__doc__)
     runs.add_argument("--recipe", default="rendered")
     runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()

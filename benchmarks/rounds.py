@@ -1,11 +1,11 @@
 """Whether preference rounds raise the reward of a generator that was trained for a short time, over seeds, and at what cost.
 
-    python -m benchmarks.rounds run OUT [--steps 500] [--rounds 3] [--set key=value ...]
-    python -m benchmarks.rounds table OUT
+    python -m benchmarks.rounds run OUT [--name early] [--steps 500] [--rounds 3] [--set key=value ...]
+    python -m benchmarks.rounds table OUT [--name early]
 
-OUT is a folder of finished seeds from `python -m benchmarks.learning run OUT`. `run` makes OUT/seed-S/early for each: the seed's
+OUT is a folder of finished seeds from `python -m benchmarks.learning run OUT`. `run` makes OUT/seed-S/NAME for each: the seed's
 autoencoder, encoder and features, a generator of its own that trains for fewer steps, the rounds from there, and an evaluation. It goes
-on where it stopped. `table` prints Markdown and keeps it as OUT/rounds.md: what the kept round changed on the evaluation's clips, which
+on where it stopped. `table` prints Markdown and keeps it as OUT/NAME.md: what the kept round changed on the evaluation's clips, which
 did not choose it, and every round on the watch clips.
 """
 
@@ -20,7 +20,6 @@ from benchmarks.learning import commands, foleyscale, launcher, over_seeds
 from pipelines.recipes import dump_recipe, load_recipe
 from pipelines.signs import BEST, ROUNDS
 
-OWN = "early"
 LINKED = ("autoencoder", "contrastive", "features")
 SIGMAS, ONSET_SIGMAS, FLOW_RISE = 3.0, 2.0, 0.05
 """Bars: least rise of the reward and largest fall of onset F1, in standard errors of the paired difference; largest relative rise of the
@@ -28,29 +27,29 @@ flow loss."""
 CHANGED = ("reward", "onset F1", "flow loss")
 
 
-def run(out: Path, steps: int, rounds: int, overrides: Sequence[str]) -> None:
+def run(out: Path, name: str, steps: int, rounds: int, overrides: Sequence[str]) -> None:
     """Train the early generator and its rounds for every seed. RuntimeError names the command that failed."""
     for seed in _seeds(out, "run/evaluation.json"):
-        folder = seed.resolve() / OWN
-        own = [f"out={folder.parent}", f"name={OWN}", f"generative.train.steps={steps}", f"preference.rounds={rounds}"]
+        folder = seed.resolve() / name
+        own = [f"out={folder.parent}", f"name={name}", f"generative.train.steps={steps}", f"preference.rounds={rounds}"]
         wanted = load_recipe(str(seed / "run" / "recipe.yaml"), [*own, *overrides])
         folder.mkdir(exist_ok=True)
-        for name in LINKED:
-            if not (folder / name).exists():
-                (folder / name).symlink_to(Path("..") / "run" / name)
-        recipe = folder.with_name(f"{OWN}.yaml")
+        for part in LINKED:
+            if not (folder / part).exists():
+                (folder / part).symlink_to(Path("..") / "run" / part)
+        recipe = folder.with_name(f"{name}.yaml")
         recipe.write_text(dump_recipe(wanted))
-        print(f"{seed.name}: {steps} steps, then {rounds} rounds", flush=True)
+        print(f"{seed.name}, {name}: {steps} steps, then {rounds} rounds", flush=True)
         foleyscale(Path.cwd(), "run", str(recipe), launcher=launcher())
         foleyscale(Path.cwd(), "evaluate", "--run", str(folder), fine=(0, 1))  # 1: a bar of the recipe was missed, as is to be expected
 
 
-def table(out: Path) -> str:
+def table(out: Path, name: str) -> str:
     """What the kept round changed, and every round, as Markdown."""
-    runs = {seed.name: seed / OWN for seed in _seeds(out, f"{OWN}/evaluation.json")}
+    runs = {seed.name: seed / name for seed in _seeds(out, f"{name}/evaluation.json")}
     text = "\n".join([f"{machine('torch', 'deepspeed')}. ± is the standard error of the paired difference over clips; of the mean, over "
                       "seeds.", "", *_kept_lines(runs), "", *_round_lines(runs)]) + "\n"  # fmt: skip
-    (out / "rounds.md").write_text(text)
+    (out / f"{name}.md").write_text(text)
     return text
 
 
@@ -115,14 +114,16 @@ def _seeds(out: Path, finished: str) -> list[Path]:
 
 def main() -> None:
     """Run the command that was given; none prints how to."""
-    parser, runs = commands(__doc__)
+    parser, runs, tables = commands(__doc__)
+    for each in (runs, tables):
+        each.add_argument("--name", default="early", help="of the runs, so that several kinds of rounds stand beside each other")
     runs.add_argument("--steps", type=int, default=500, help="of the generator, before the rounds")
     runs.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.command == "table":
-        print(table(options.out))
+        print(table(options.out, options.name))
     else:
-        run(options.out, options.steps, options.rounds, options.set)
+        run(options.out, options.name, options.steps, options.rounds, options.set)
 
 
 if __name__ == "__main__":

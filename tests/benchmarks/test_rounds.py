@@ -27,8 +27,8 @@ def line(number, reward):
 def test_the_kept_round_is_judged_on_clips_that_did_not_choose_it(tmp_path):
     made_rounds(tmp_path, 0, 2, (0.04, 0.01), line(0, 0.4), line(1, None), line(2, 0.44))
     made_rounds(tmp_path, 1, 0, None, line(0, 0.5))
-    text = rounds.table(tmp_path)
-    assert (tmp_path / "rounds.md").read_text() == text
+    text = rounds.table(tmp_path, "early")
+    assert (tmp_path / "early.md").read_text() == text
     assert "| seed-0 | round 2 | +0.0400 ± 0.0100 | -0.0100 ± 0.0100 | -0.0200 ± 0.0100 | -4.0% | none |" in text
     assert "| seed-1 | the start | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 | +0.0000 ± 0.0000 | +0.0% | reward |" in text
     assert "| mean |  | 0.02 ± 0.02 | -0.005 ± 0.005 | -0.01 ± 0.01 |  |  |" in text
@@ -43,6 +43,6 @@ def test_bars(reward, onsets, rise, missed):
 
 
 def test_without_seeds_it_says_what_to_run(tmp_path):
-    for command in (lambda: rounds.table(tmp_path), lambda: rounds.run(tmp_path, 4, 1, [])):
+    for command in (lambda: rounds.table(tmp_path, "early"), lambda: rounds.run(tmp_path, "early", 4, 1, [])):
         with pytest.raises(ValueError, match="give `python -m benchmarks.learning run .*` first, then the same of benchmarks.rounds"):
             command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -22,7 +23,7 @@ from pipelines.stages.stage import Stage
 from tests.fixtures.made_shards import DECODE, write
 from tests.pipelines.engine.worlds import fork_world, kill, preload, run_world, wait_for
 
-BATCH, STEPS = 12, 40
+BATCH, STEPS, STAGES = 12, 40, (2, 3, 0, 1)
 MOMENT = 0.25
 """Seconds after the first step within which most kills fall: a whole run takes about as long."""
 
@@ -43,10 +44,11 @@ class TinyStage(Stage):
 
     name, seed = "tiny", 3
 
-    def __init__(self, folder: Path, shards: Path, asynchronous: bool):
+    def __init__(self, folder: Path, shards: Path, zero: int, asynchronous: bool):
         self._folder, self._shards = folder, shards
         self.train = TrainConfig(steps=STEPS, batch_size=BATCH, checkpoint_every=2, keep_checkpoints=2, log_every=1, hang_seconds=0.0,
-                                 asynchronous_checkpoints=asynchronous, zero=ZeroConfig(stage=2), stream=StreamConfig(workers=0, window=2),
+                                 asynchronous_checkpoints=asynchronous, zero=ZeroConfig(stage=zero, persistence_threshold=0),
+                                 stream=StreamConfig(workers=0, window=2),
                                  optimiser=OptimiserConfig(lr=1e-2, warmup_steps=4), ema=EMAConfig(kind="power"))
 
     def build(self):
@@ -67,24 +69,27 @@ class TinyStage(Stage):
         save_file(weights, folder / "weights.safetensors")
 
 
-def life(world, folder, shards, asynchronous):
+def life(world, folder, shards, zero, asynchronous):
     """One start of the stage, to the end if it is let."""
     torch.set_num_threads(1)
-    Trainer(TinyStage(folder, shards, asynchronous), folder, world).fit()
+    Trainer(TinyStage(folder, shards, zero, asynchronous), folder, world).fit()
 
 
-def hunted(folder, shards, sizes, rng, kills):
-    """A run whose ranks are killed until it is done or `kills` have fallen, then let go; how many fell, and how many of them in a save."""
+def hunted(folder, shards, sizes, stages, rng, kills):
+    """A run whose ranks are killed until it is done or `kills` have fallen, then let go; how many fell, and how many of them in a save.
+
+    Each start has one of the `sizes` and one of the ZeRO `stages`.
+    """
     folder.mkdir()
     fallen = in_save = 0
     while fallen < kills:
-        ranks = fork_world(rng.choice(sizes), life, folder, shards, rng.random() < 0.5)
+        ranks = fork_world(rng.choice(sizes), life, folder, shards, rng.choice(stages), rng.random() < 0.5)
         saving = _wait_for_the_moment(folder, ranks, rng)
         kill(ranks if rng.random() < 0.5 else [rng.choice(ranks)])
         if not any(wait_for(ranks)):
             return fallen, in_save
         fallen, in_save = fallen + 1, in_save + saving
-    run_world(sizes[0], life, folder, shards, True)
+    run_world(sizes[0], life, folder, shards, stages[0], True)
     return fallen, in_save
 
 
@@ -117,16 +122,22 @@ def _alive(rank):
 
 
 def main(folder, kills):
-    """Three kinds of runs, one process, two, and a number that changes, until `kills` have fallen; what they wrote stays in `folder`."""
+    """Three kinds of runs, one process, two, and a number that changes with the ZeRO stage, until `kills` have fallen.
+
+    What they wrote stays in `folder`: whole-SIZE-STAGE of runs that are left alone, hunted-SIZES-STAGES-NUMBER of the others.
+    """
     preload()
     write(folder / "shards")
-    for size in (1, 2):
-        (folder / f"whole-{size}").mkdir()
-        run_world(size, life, folder / f"whole-{size}", folder / "shards", False)
+    for size, stage in itertools.product((1, 2), STAGES):
+        whole = folder / f"whole-{size}-{stage}"
+        whole.mkdir()
+        run_world(size, life, whole, folder / "shards", stage, False)
     rng, fallen, in_save, number = random.Random(0), 0, 0, 0
     while fallen < kills:
         sizes = ((1,), (2,), (1, 2, 3))[number % 3]
-        found = hunted(folder / f"hunted-{''.join(map(str, sizes))}-{number}", folder / "shards", sizes, rng, min(12, kills - fallen))
+        stages = STAGES if len(sizes) > 1 else (STAGES[number % 4],)
+        name = "-".join(("hunted", "".join(map(str, sizes)), "".join(map(str, stages)), str(number)))
+        found = hunted(folder / name, folder / "shards", sizes, stages, rng, min(12, kills - fallen))
         fallen, in_save, number = fallen + found[0], in_save + found[1], number + 1
     (folder / "kills.json").write_text(json.dumps({"kills": fallen, "in_save": in_save}))
 
