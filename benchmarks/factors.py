@@ -3,9 +3,9 @@
     python -m benchmarks.factors run OUT [--steps 200] [--set key=value ...]
     python -m benchmarks.factors table OUT
 
-OUT is a folder of seeds from `python -m benchmarks.learning run OUT`, whose shards are used. `run` trains the contrastive stage alone, for
-few steps, as OUT/factors/VARIANT/seed-S; it goes on where it stopped. `table` prints Markdown and keeps it as OUT/factors.md. All variants
-see as many segments in a step.
+OUT is a folder of seeds from `python -m benchmarks.learning run OUT`, whose recipes and shards are used. `run` trains the contrastive stage
+alone, for few steps, as OUT/factors/VARIANT/seed-S; it goes on where it stopped. `table` prints Markdown and keeps it as OUT/factors.md.
+All variants see as many segments in a step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 from benchmarks.common import machine
 from benchmarks.learning import commands, foleyscale, launcher, over_seeds
-from data_prep.layout import DATASET_FILE
 from pipelines.recipes import dump_recipe, load_recipe
 
 VARIANTS = {
@@ -76,9 +75,9 @@ def reached(metrics: Path) -> dict[str, float]:
 
 
 def _seeds(out: Path) -> list[Path]:
-    found = sorted(path for path in out.glob("seed-*") if (path / "shards" / DATASET_FILE).exists())
+    found = sorted(path for path in out.glob("seed-*") if (path / "recipe.yaml").exists())
     if not found:
-        raise ValueError(f"{out}: no seed-*/shards; give `python -m benchmarks.learning run {out}` first")
+        raise ValueError(f"{out}: no seed-*/recipe.yaml; give `python -m benchmarks.learning run {out}` first")
     return found
 
 

@@ -200,12 +200,19 @@ def shard_passes(
 ) -> Iterator[Iterator[tuple[Batch, list[BadClip]]]]:
     """For each shard in turn: its clips as of `one_pass`, in batches that end where it ends, each with the unreadable clips among them.
 
-    A batch without a good clip has no keys. The workers are those of all shards: they read ahead beyond the end of one.
+    A batch without a good clip has no keys. The workers are those of all shards: they read ahead beyond the end of one. Each shard must be
+    read to its end before the next one; RuntimeError where it was not. Close it where an error ends it early, and the workers end too.
     """
     stretches = [_cut(range(*ends), batch_size) for ends in pairwise([0, *shards.counts.cumsum().tolist()])]
     batches = _load(shards, decode, [step for steps in stretches for step in steps], workers, clip_timeout)
-    for steps in stretches:
-        yield islice(batches, len(steps))
+    try:
+        for steps in stretches:
+            batches_of_shard = islice(batches, len(steps))
+            yield batches_of_shard
+            if next(batches_of_shard, None) is not None:
+                raise RuntimeError("a shard was not read to its end before the next one was asked for")
+    finally:
+        batches.close()
 
 
 def _cut(stretch: range, size: int) -> list[range]:

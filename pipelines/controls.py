@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_prep.audio import log_mel
 from data_prep.index import ShardSet
+from data_prep.sidecar import ShardError
 from data_prep.stream import one_pass
 from models.conditioning import CombinedConditioner, EncoderConditioner
 from models.encoders.batch_norm import BatchNorm
@@ -18,7 +19,7 @@ from models.encoders.rewards import Reward
 from models.objectives.flow_dpo import segment_score
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder, frozen, reward_view
-from pipelines.heldout import SHIFT, HeldOut, Sounded, heldout_batches, sound_heldout
+from pipelines.heldout import SHIFT, HeldOut, Sounded, heldout_batches, select_rows, sound_heldout
 from pipelines.metrics.figures import Figure, share
 from pipelines.metrics.linear_code import linear_code
 from pipelines.metrics.onsets import detect_onsets, onset_f1
@@ -172,8 +173,14 @@ class Controls:
         return [{name: torch.cat([conditions[name] for conditions in part]) for name in part[0]} for part in parts]
 
     def _held(self) -> Iterator[dict]:
-        """The held-out clips once more: the same ones are unreadable, so row i is that of `held`."""
-        return heldout_batches(self.recipe, self.encoder.decoder(), range(self.recipe.evaluation.clips))
+        """The held-out clips once more, row by row those of `held`. ShardError where one cannot be read again: a decoder took too long."""
+        known, seen = set(self.held.positions.tolist()), 0
+        for batch in heldout_batches(self.recipe, self.encoder.decoder(), range(self.recipe.evaluation.clips)):
+            rows = [row for row, position in enumerate(batch["position"].tolist()) if position in known]
+            seen += len(rows)
+            yield select_rows(batch, rows)
+        if seen < len(known):
+            raise ShardError(f"{self.recipe.data}: {len(known) - seen} held-out clips could not be read again: give the command again")
 
     def _training(self, limit: int, want: tuple[str, ...] = ("frames", "waveform")) -> Iterator[dict]:
         shards = ShardSet.open(self.recipe.data, split=self.recipe.train_split)

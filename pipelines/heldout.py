@@ -18,6 +18,7 @@ from models.conditioning import Conditions
 from models.objectives.flow_dpo import segment_score
 from pipelines.config import Recipe
 from pipelines.encoding import ClipEncoder
+from pipelines.engine.watchdog import beat
 from pipelines.metrics.onsets import detect_onsets, onset_f1
 from pipelines.sounding import SoundModel
 from pipelines.views import ViewDecoder
@@ -125,10 +126,11 @@ def heldout_batches(recipe: Recipe, decode: ViewDecoder, positions: range) -> It
     tail = shards.select(range(first, len(ends)))
     for batch in one_pass(tail, decode, recipe.features.batch_size, limit=positions.stop - skipped, on_bad=leave_broken,
                           **recipe.features.decoding):
+        beat()
         batch |= {"shard": batch["shard"] + first, "position": batch["position"] + skipped}
         kept = torch.nonzero(batch["position"] >= positions.start).flatten()
         if len(kept):
-            yield _rows(batch, kept)
+            yield select_rows(batch, kept.tolist())
 
 
 def leave_broken(clip: BadClip) -> None:
@@ -138,7 +140,8 @@ def leave_broken(clip: BadClip) -> None:
                          clip.shard, clip.key, clip.reason)
 
 
-def _rows(batch: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+def select_rows(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some clips of a batch."""
     return {name: values[rows] if isinstance(values, torch.Tensor) else [values[row] for row in rows] for name, values in batch.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class Work:
     """Reads a clip of the source, as in data_prep.decoding."""
     batch_size: int
     write: Callable[[ShardWriter, Iterator[Batch]], None]
-    """Adds what it makes of the batches of one shard; it keeps nothing from one shard to the next that would change a byte."""
+    """Adds what it makes of all the batches of one shard; it keeps nothing from one shard to the next that would change a byte."""
     workers: int = 0
     """Processes that decode ahead."""
     clip_timeout: float = 60.0
@@ -73,13 +74,14 @@ def make_shards(source: ShardSet, folder: Path, world: World, label: str, settin
 def _make(source: ShardSet, places: list[int], folder: Path, label: str, work: Work, quiet: bool) -> None:
     """The shards at `places` of the source."""
     passes = shard_passes(source.select(places), work.decode, work.batch_size, work.workers, work.clip_timeout)
-    for place, batches in zip(track(places, label, console=Console(stderr=True), disable=quiet), passes, strict=True):
-        leave_alone_if_asked(_KEPT)
-        beat(f"{label}, shard {place + 1} of {len(source.shards)}")
-        info, bad = source.shards[place], []
-        with ShardWriter(folder, info.number, split=info.split) as writer:
-            work.write(writer, _good(batches, bad))
-            _record_bad(writer, bad)
+    with contextlib.closing(passes):
+        for place, batches in zip(track(places, label, console=Console(stderr=True), disable=quiet), passes, strict=True):
+            leave_alone_if_asked(_KEPT)
+            beat(f"{label}, shard {place + 1} of {len(source.shards)}")
+            info, bad = source.shards[place], []
+            with ShardWriter(folder, info.number, split=info.split) as writer:
+                work.write(writer, _good(batches, bad))
+                _record_bad(writer, bad)
 
 
 def _good(batches: Iterator[tuple[Batch, list[BadClip]]], bad: list[BadClip]) -> Iterator[Batch]:

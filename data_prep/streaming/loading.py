@@ -54,6 +54,7 @@ def load(make: Make, steps: int | None, workers: int, local: bool, timeout: floa
     (reading.ClipReader): its step is made again without it. With 0 workers there is no one to watch, and neither is noticed.
     """
     keep_freed_memory()
+    workers = workers if steps is None else min(workers, steps)
     if not workers:
         yield from map(make, itertools.count() if steps is None else range(steps))
         return
@@ -99,12 +100,14 @@ class _Pool:
             worker.kill()
 
     def _listen(self) -> None:
-        handles = {handle: worker for worker in self._workers for handle in (worker.connection, worker.process.sentinel)}
+        # One that has made all its steps may go: something else may have ended it, and nobody waits for it.
+        busy = [worker for worker in self._workers if worker.steps]
+        handles = {handle: worker for worker in busy for handle in (worker.connection, worker.process.sentinel)}
         ready = {handles[handle] for handle in wait(list(handles), timeout=_TICK)}
         for worker in ready:
             if not worker.receive():
                 self._replace(worker)
-        for worker in self._workers:
+        for worker in busy:
             if worker not in ready and worker.busy_for("decoding") > self._timeout:
                 self._replace(worker)
             elif not worker.note.decoding and worker.busy_for("reading") > _STUCK_SECONDS:
@@ -116,7 +119,7 @@ class _Pool:
         worker.kill()
         note, ending = worker.note, _ending(worker.process.exitcode)  # final now
         phase = "decoding" if note.decoding else "reading" if note.reading else "idle"
-        death = phase, note.place or (worker.steps and worker.steps[0])
+        death = phase, note.place or worker.steps[0]
         worker.deaths[death] += 1
         times = worker.deaths[death]
         # The clock runs on while a job is suspended: what seems to hang may be sound, and is tried once more.

@@ -46,6 +46,7 @@ class Trainer:
             self.plain = PlainCopy(module) if world.is_main else None
             self._clear_disk()
             self.engine = start_engine(module.to(world.device), self.train, world)
+            world.agree_on(self.engine.module.buffers())  # each has measured its own; DeepSpeed hands the first one's parameters on alone
             self.norms = GradientNorms(self.engine)
             self.ema = ShardedEMA(self.engine, self.train.ema or self.train.ema_decay, folder / "averages")
             self.checkpoints = Checkpoints(folder / "checkpoints", world, self.train)

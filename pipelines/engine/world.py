@@ -6,7 +6,7 @@ import functools
 import os
 import secrets
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -44,6 +44,11 @@ class World:
         if self.size > 1:
             dist.all_reduce(summed)
         return dict(zip(values, summed.tolist(), strict=True))
+
+    def agree_on(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process the values of the first, in place; every process must call with tensors of the same shapes."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""

@@ -11,6 +11,7 @@ from data_prep.index import ShardSet
 from data_prep.stream import BadClip, Batch, ClipStream, one_pass
 from data_prep.streaming.reading import Decode
 from pipelines.config import FeaturesConfig, Recipe, TrainConfig
+from pipelines.engine.watchdog import beat
 from pipelines.engine.world import World
 from pipelines.heldout import leave_broken
 
@@ -51,7 +52,9 @@ def good_clips(shards: ShardSet, decode: Decode, options: FeaturesConfig, limit:
         leave_broken(clip)
         bad.append(clip)
 
-    yield from one_pass(shards, decode, options.batch_size, limit=limit, on_bad=leave_out, **options.decoding)
+    for batch in one_pass(shards, decode, options.batch_size, limit=limit, on_bad=leave_out, **options.decoding):
+        beat()
+        yield batch
     if bad:
         _log.warning("%s: %d of %d clips are broken and left out; the first: %s",
                      shards.url, len(bad), min(len(shards), limit or len(shards)), bad[0].message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ class StoredFeatures:
 
     def __init__(self, recipe: Recipe, url: str):
         self.recipe, self.url = recipe, url
+        # Tensors are read in no time, and no decoder can hang over them.
+        self.reading = dataclasses.replace(recipe.features, workers=0)
 
     def shards(self, split: str) -> ShardSet:
         """Where they lie."""
@@ -39,7 +42,7 @@ class LiveFeatures:
     """The same features of clips, made when they are needed."""
 
     def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+        self.recipe, self.reading = recipe, recipe.features
         self._encoder: ClipEncoder | None = None
 
     def shards(self, split: str) -> ShardSet:
@@ -80,5 +83,5 @@ def first_features(features: Features, split: str, names: Sequence[str], limit: 
 
 
 def _pass(features: Features, split: str, names: Sequence[str], limit: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in good_clips(features.shards(split), features.decoder(names), features.recipe.features, limit):
+    for batch in good_clips(features.shards(split), features.decoder(names), features.reading, limit):
         yield {name: values.cpu().float() for name, values in features.tensors(batch, names, device).items()}

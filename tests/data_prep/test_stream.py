@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import random
 import shutil
@@ -260,6 +261,18 @@ def test_passes_over_shards_end_where_these_end(shards, tmp_path, workers):
     assert [[len(batch["key"]) for batch, _ in each] for each in passes] == [[4, 4, 1], [3], [], [4, 4, 4, 1], [4, 2], [1], [4, 4, 4, 3]]
     assert [values(batch for batch, _ in each) for each in passes[:2]] == [list(range(9)), [9, 10, 12]]
     assert [(number, clip.key) for number, each in enumerate(passes) for _, bad in each for clip in bad] == [(1, "clip-11")]
+
+
+def test_a_shard_that_was_not_read_to_its_end_is_no_part_of_the_next(shards):
+    passes = shard_passes(shards, DECODE, 4, workers=1)
+    next(next(passes))
+    with pytest.raises(RuntimeError, match="a shard was not read to its end"):
+        next(passes)
+    passes = shard_passes(shards, DECODE, 4, workers=1)
+    next(next(passes))
+    assert multiprocessing.active_children()
+    passes.close()
+    assert not multiprocessing.active_children()
 
 
 @dataclass

@@ -110,6 +110,12 @@ def test_what_a_stage_asks_for():
     assert "failed < 7" in script and "--shutdown-timeout=570" in script
 
 
+@pytest.mark.parametrize(("change", "cpus"), [("features.workers=3", 8), ("generative.train.stream.workers=5", 12)])
+def test_each_process_and_each_of_its_workers_has_a_cpu(change, cpus):
+    script = shown("--gpus-per-node", "2", change)["generative"]
+    assert f"--cpus-per-task={cpus}" in directives(script)
+
+
 PRINTING = (r"srun() { printf '%s\0' srun \"$@\"; }".replace('\\"', '"'), 'scontrol() { echo "a7 NodeAddr=10.0.0.7 Port=1"; }')
 
 

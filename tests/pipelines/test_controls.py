@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.sidecar import ShardError
 from models.conditioning import CombinedConditioner, EncoderConditioner, SynchformerConditioner
 from models.encoders.sf_cavp import PRESETS as ENCODERS
 from models.encoders.sf_cavp import SFCAVP
@@ -59,6 +60,17 @@ def test_sounds_between_silence_and_truth(measured):
     assert figures["onset F1: generated"].value == pytest.approx(sounded.onset_f1.mean())
     assert re.match(r"generated minus this 0.000 ± 0.000", figures["onset F1: generated"].note)
     assert figures["onset F1: generated, against another clip"].value == pytest.approx(sounded.onset_f1_shuffled.mean())
+
+
+def test_rows_are_those_of_the_clips_that_were_measured(measured):
+    """Also where a clip can be read now that could not be then; one that cannot be read again is told."""
+    controls, _, _ = measured
+    every = torch.cat([batch["position"] for batch in controls._held()]).tolist()
+    fewer = Controls(controls.seeing, controls.sounding, controls.recipe, replace(controls.held, positions=torch.tensor([0, 2, 5])))
+    assert every == list(range(8)) and torch.cat([batch["position"] for batch in fewer._held()]).tolist() == [0, 2, 5]
+    more = Controls(controls.seeing, controls.sounding, controls.recipe, replace(controls.held, positions=torch.arange(9)))
+    with pytest.raises(ShardError, match="1 held-out clips could not be read again: give the command again"):
+        list(more._held())
 
 
 def test_frozen_and_black_videos_are_the_same_all_along(measured):

@@ -81,8 +81,8 @@ def test_a_split_that_is_too_small_is_told(recipe):
     shares = Shares.of(recipe)
     assert shares == Shares(12, range(9), range(9, 12))
     assert shares.complaint(recipe) == (
-        "split 'heldout' has 12 clips for evaluation.clips=192 and preference.watch.clips=64: 9 are evaluated and 3 others watch the "
-        "preference rounds; hold out 256")
+        "split 'heldout' has 12 clips for evaluation.clips=176 and preference.watch.clips=64: 9 are evaluated and 3 others watch the "
+        "preference rounds; hold out 240")
     assert Shares.divide(3, 192, 64).complaint(recipe).endswith(
         "too few to watch the preference rounds by, so the last round is kept; hold out at least 4")
     enough = load_recipe("demo", [f"data={recipe.data}", "evaluation.clips=8", "preference.watch.clips=4"])

@@ -126,6 +126,17 @@ def test_a_pass_leaves_hanging_clips_out(shards):
     assert [(clip.key, clip.reason) for clip in bad] == [("clip-18", "timeout"), ("clip-30", "crashed")]
 
 
+def test_a_worker_that_has_made_all_its_steps_is_not_missed(shards):
+    """Three steps, of which the second of two workers makes one."""
+    batches = one_pass(shards, DECODE, 20, workers=2)
+    found = values([next(batches), next(batches)])
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGTERM)
+        child.join()
+    assert found + values(batches) == list(range(48)) and not multiprocessing.active_children()
+    assert values(one_pass(shards, DECODE, 48, workers=2)) == list(range(48))
+
+
 def test_passes_over_shards_leave_hanging_clips_out(shards):
     unruly = Unruly(("value",), hangs=("clip-3",), kills=("clip-30",))
     passes = [list(each) for each in shard_passes(shards, unruly, 5, workers=2, clip_timeout=TIMEOUT)]

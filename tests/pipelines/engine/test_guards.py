@@ -86,6 +86,7 @@ def test_a_skipped_step_is_a_step_left_out(tmp_path):
     cases = {f"stage-{stage}": TRAIN | {"zero": {"stage": stage, "persistence_threshold": 0}, "trouble": {"nan": [0, 3]}}
              for stage in (0, 1, 2, 3)}
     cases["offloaded"] = cases["stage-2"] | {"accumulation": 2, "zero": {"stage": 2, "offload_optimiser": "cpu"}}
+    cases["other statistics on one rank"] = cases["stage-2"] | {"trouble": {"nan": [0, 3], "own_offset": 1}}
     cases["on one rank"] = cases["stage-2"] | {"trouble": {"nan": [0, 3], "only": 1}}
     gradient = {f"gradient-{stage}": cases[f"stage-{stage}"] | {"trouble": {"gradient": [0, 3], "only": 1}} for stage in (0, 1, 2, 3)}
     codes, outputs = finish_ranks(start_ranks(2, tmp_path, cases | gradient))

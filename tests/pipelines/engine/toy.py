@@ -76,7 +76,8 @@ class ToyStage(Stage):
 
     trouble: what goes wrong, and where. "nan": steps (from 0) whose loss is not finite; "input": whose input is not; "gradient": whose
     gradient is not, but the loss; "spike": whose loss is a million times as large; "only": the one rank that has these; "pause": seconds
-    that every step takes; "fail" and "hang": [rank, step]; "hang_in_build": rank. module: "norm" and "compiled" (by `counted_graph`).
+    that every step takes; "fail" and "hang": [rank, step]; "hang_in_build": rank; "own_offset": rank whose buffer
+    is another. module: "norm" and "compiled" (by `counted_graph`).
     """
 
     name = "toy"
@@ -88,6 +89,8 @@ class ToyStage(Stage):
         if str(self._trouble.get("hang_in_build")) == os.environ.get("RANK"):
             time.sleep(1000)
         module = toy("norm" in self._module)
+        if str(self._trouble.get("own_offset")) == os.environ.get("RANK"):
+            module.offset += 1000
         if "compiled" in self._module:
             module.compile(backend=counted_graph)
         return module
