@@ -235,11 +235,16 @@ class _TrainingBatches:
     batch_size: int
     share: range
 
-    def __call__(self, step: int) -> tuple[Batch, list[BadClip]]:
-        start, bad = self.position + step * self.batch_size, []
-        places = {start + offset: self.order.locate(start + offset) for offset in self.share}
-        self.reader.fetch(places.values())
+    def __call__(self, step: int, then: int | None) -> tuple[Batch, list[BadClip]]:
+        bad: list[BadClip] = []
+        places = self._places(step)
+        self.reader.fetch([*places.values()], [] if then is None else [*self._places(then).values()])
         return collate([self._sample(position, place, bad) for position, place in places.items()]), bad
+
+    def _places(self, step: int) -> dict[int, Place]:
+        """Position -> place of the clips of a step."""
+        start = self.position + step * self.batch_size
+        return {start + offset: self.order.locate(start + offset) for offset in self.share}
 
     def _sample(self, position: int, place: Place, bad: list[BadClip]) -> Sample:
         for attempt in range(_ATTEMPTS):
@@ -259,9 +264,9 @@ class _PassBatches:
     ends: list[int]
     steps: list[range]
 
-    def __call__(self, step: int) -> tuple[Batch, list[BadClip]]:
-        places = {position: self._place(position) for position in self.steps[step]}
-        self.reader.fetch(places.values())
+    def __call__(self, step: int, then: int | None) -> tuple[Batch, list[BadClip]]:
+        places = self._places(step)
+        self.reader.fetch([*places.values()], [] if then is None else [*self._places(then).values()])
         samples, bad = [], []
         for position, place in places.items():
             sample = self.reader.read(place, position)
@@ -270,6 +275,10 @@ class _PassBatches:
             else:
                 samples.append({**sample, "shard": place.shard, "row": place.row})
         return collate(samples), bad
+
+    def _places(self, step: int) -> dict[int, Place]:
+        """Position -> place of the clips of a step."""
+        return {position: self._place(position) for position in self.steps[step]}
 
     def _place(self, position: int) -> Place:
         shard = bisect_right(self.ends, position)

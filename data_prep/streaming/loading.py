@@ -11,7 +11,7 @@ import signal
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, Protocol
@@ -40,15 +40,15 @@ _TRAINERS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Make(Protocol):
-    """Makes the item of a step, reading all clips through `reader`."""
+    """Makes the item of a step, reading all clips through `reader`; `then` is the step that the same process makes next, if any."""
 
     reader: ClipReader
 
-    def __call__(self, step: int) -> Any: ...
+    def __call__(self, step: int, then: int | None) -> Any: ...
 
 
 def load(make: Make, steps: int | None, workers: int, local: bool, timeout: float) -> Iterator[Any]:
-    """make(0), make(1) and so on, `steps` of them or without end, made by `workers` processes or, with 0, in this one.
+    """The items of steps 0, 1 and so on, `steps` of them or without end, made by `workers` processes or, with 0, in this one.
 
     A clip over which two workers are lost, as it decodes for more than `timeout` seconds or kills them, is condemned
     (reading.ClipReader): its step is made again without it. With 0 workers there is no one to watch, and neither is noticed.
@@ -56,7 +56,7 @@ def load(make: Make, steps: int | None, workers: int, local: bool, timeout: floa
     keep_freed_memory()
     workers = workers if steps is None else min(workers, steps)
     if not workers:
-        yield from map(make, itertools.count() if steps is None else range(steps))
+        yield from itertools.starmap(make, _paired(itertools.count() if steps is None else range(steps)))
         return
     pool = _Pool(make, steps, workers, local, timeout)
     try:
@@ -66,6 +66,11 @@ def load(make: Make, steps: int | None, workers: int, local: bool, timeout: floa
         pool.stop()
 
 
+def _paired(steps: Iterable[int]) -> Iterator[tuple[int, int | None]]:
+    """Each step with the one that follows it, the last with None."""
+    return itertools.pairwise(itertools.chain(steps, (None,)))
+
+
 class _Pool:
     """The workers; worker w of n makes the steps w, w + n, ..."""
 
@@ -73,8 +78,8 @@ class _Pool:
         self._make, self._timeout = make, timeout
         # Connections and their threads do not survive a fork.
         context = multiprocessing.get_context("fork" if local else "forkserver")
-        own = (itertools.count(first, workers) if steps is None else iter(range(first, steps, workers)) for first in range(workers))
-        self._workers = [_Worker(context, make, steps) for steps in own]
+        own = (itertools.count(first, workers) if steps is None else range(first, steps, workers) for first in range(workers))
+        self._workers = [_Worker(context, make, _paired(steps)) for steps in own]
         self._turn = 0
 
     @property
@@ -147,7 +152,7 @@ class _Pool:
 class _Worker:
     """One process, what it is asked for, what it has made, and the deaths over what it is to make next."""
 
-    def __init__(self, context: Any, make: Make, numbers: Iterator[int]):
+    def __init__(self, context: Any, make: Make, numbers: Iterator[tuple[int, int | None]]):
         self._context, self._make, self._numbers = context, make, numbers
         self.steps = deque(itertools.islice(numbers, _AHEAD))
         self.made: deque[tuple[Any, Exception | None]] = deque()
@@ -200,7 +205,7 @@ class _Worker:
         self.process.join(_LAST_SECONDS)
         self.connection.close()
 
-    def _send(self, step: int) -> None:
+    def _send(self, step: tuple[int, int | None]) -> None:
         with contextlib.suppress(OSError):  # it died; the next look finds out
             self.connection.send((step, self.news))
             self.news = {}
@@ -218,7 +223,7 @@ def _work(make: Make, connection: Connection, note: Note) -> None:
     for step, news in _asked(connection):
         make.reader.condemned.update(news)
         try:
-            result = make(step), None
+            result = make(*step), None
         except Exception as error:
             result = None, _portable(error)
         descriptor = pack(result)
@@ -227,7 +232,7 @@ def _work(make: Make, connection: Connection, note: Note) -> None:
         os.close(descriptor)
 
 
-def _asked(connection: Connection) -> Iterator[tuple[int, dict[Name, tuple[str, str]]]]:
+def _asked(connection: Connection) -> Iterator[tuple[tuple[int, int | None], dict[Name, tuple[str, str]]]]:
     """Requests until the consumer is gone. A forked sibling may hold the other end open, so its closing alone does not tell."""
     parent = os.getppid()
     with contextlib.suppress(EOFError, OSError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, MutableSequence, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from data_prep.order import Place, mix
 
 Batch = dict[str, Any]
 Raw = dict[str, bytes]
+Fetched = dict[Place, tuple[Entry, Raw | ShardError]]
 Decode = Callable[..., Sample]
 TIMEOUT, CRASHED = "timeout", "crashed"
 """Reasons of clips that cost a worker process."""
@@ -97,23 +99,36 @@ class ClipReader:
     condemned: dict[Name, tuple[str, str]] = field(default_factory=dict)
     cache: DecodedCache | None = None
     note: Note = field(default_factory=Note)
-    _fetched: dict[Place, tuple[Entry, Raw | ShardError]] = field(default_factory=dict, repr=False)
+    _fetched: Fetched = field(default_factory=dict, init=False, repr=False)
+    _ahead: tuple[Sequence[Place], Future[Fetched]] | None = field(default=None, init=False, repr=False)
 
-    def fetch(self, places: Iterable[Place]) -> None:
-        """Read the bytes of these clips in one go, but for those in the cache; `read` takes them from there."""
-        self._fetched = {}
-        wanted = [place for place in places if not (self.cache and self.cache.get(place))]
-        if len(wanted) < 2:  # alone it is read no faster here than by `read`
-            return
-        self.note.begin(wanted[0])  # where storage hangs, one of them tells where
+    def fetch(self, places: Sequence[Place], then: Sequence[Place] = ()) -> None:
+        """Read the bytes of these clips in one go, but for those in the cache; `read` takes them from there.
+
+        From a store, those that come `then` are read while these are decoded, and a `fetch` of the same places finds them read. Local
+        ones are not: from the page cache another thread and the memory of a second batch cost more than they save.
+        """
+        (expected, future), self._ahead = self._ahead or ((), None), None
+        if places:
+            self.note.begin(places[0])  # where storage hangs, one of them tells where
         try:
-            for number in {place.dataset for place in wanted}:
-                shards = self.sets[number]
-                entries = _entries(shards, [place for place in wanted if place.dataset == number])
-                raws = shards.read_many([*entries.values()], self._members())
-                self._fetched.update({place: (entry, raw) for (place, entry), raw in zip(entries.items(), raws, strict=True)})
+            self._fetched = future.result() if future and expected == places else self._fetch(places)
         finally:
             self.note.end()
+        if then and self._is_distant:
+            self._ahead = then, _reader_ahead().submit(self._fetch, then)
+
+    def _fetch(self, places: Sequence[Place]) -> Fetched:
+        wanted = [place for place in places if not (self.cache and self.cache.get(place))]
+        if len(wanted) < 2 and not self._is_distant:  # alone it is read no faster here than by `read`
+            return {}
+        found: Fetched = {}
+        for number in {place.dataset for place in wanted}:
+            shards = self.sets[number]
+            entries = _entries(shards, [place for place in wanted if place.dataset == number])
+            raws = shards.read_many([*entries.values()], self._members())
+            found |= {place: (entry, raw) for (place, entry), raw in zip(entries.items(), raws, strict=True)}
+        return found
 
     def read(self, place: Place, position: int) -> Sample | BadClip:
         """The sample, or what is wrong with the clip. Other errors are no fault of one clip and get out."""
@@ -135,6 +150,10 @@ class ClipReader:
         shards = self.sets[place.dataset]
         entry = shards.entry(place.shard, place.row)
         return Name(shards.url, entry.shard, entry.key)
+
+    @property
+    def _is_distant(self) -> bool:
+        return not all(each.is_local for each in self.sets)
 
     def _members(self) -> tuple[str, ...] | None:
         return getattr(self.decode, "members", None)
@@ -182,6 +201,14 @@ def _load(shards: ShardSet, shard: int) -> None:
 def _threads() -> ThreadPoolExecutor:
     """One pool per process, made when it is first needed: neither it nor the connections of its threads survive a fork."""
     return ThreadPoolExecutor(_CONNECTIONS)
+
+
+@cache
+def _reader_ahead() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+os.register_at_fork(after_in_child=_reader_ahead.cache_clear)  # threads do not survive a fork
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -38,7 +38,7 @@ def test_the_clips_of_a_batch_come_from_afar_in_as_few_requests_as_there_are_tar
     next(batches)  # the sidecars as well
     Distant.asked = 0
     rest = values([next(batches), next(batches)])
-    assert 0 < Distant.asked <= 2 * 6 and len(set(rest)) == 32 and stream.bad == 0
+    assert 0 < Distant.asked <= 3 * 6 and len(set(rest)) == 32 and stream.bad == 0
     assert values(one_pass(shards, DECODE, 16)) == list(range(48))
 
 
@@ -54,6 +54,27 @@ def test_a_clip_in_the_cache_is_not_fetched_and_a_bad_one_keeps_its_place(shards
     missing.fetch(places)
     bad = [missing.read(place, 7) for place in places]
     assert [(clip.key, clip.reason, clip.position) for clip in bad] == [(f"clip-{row}", "missing_member", 7) for row in range(4)]
+
+
+def test_what_comes_next_is_read_meanwhile(shards, tmp_path):
+    """From a store; local clips are not."""
+    first, then = [Place(0, 0, row) for row in range(4)], [Place(0, 0, row) for row in range(4, 8)]
+    reader, local = ClipReader([shards], DECODE), ClipReader([write(tmp_path)], DECODE)
+    reader.fetch(first, then)
+    reader._ahead[1].result()
+    before = Distant.asked
+    assert [int(reader.read(place, 0)["value"]) for place in first] == [0, 1, 2, 3]
+    reader.fetch(then)
+    assert [int(reader.read(place, 0)["value"]) for place in then] == [4, 5, 6, 7] and Distant.asked == before
+    local.fetch(first, then)
+    assert local._ahead is None
+
+
+def test_another_step_than_the_expected_one_is_read_as_ever(shards):
+    reader, places = ClipReader([shards], DECODE), [Place(0, 3, row) for row in range(12)]
+    reader.fetch(places[:4], places[4:8])
+    reader.fetch(places[8:])
+    assert [int(reader.read(place, 0)["value"]) for place in places[8:]] == [21, 22, 23, 24]
 
 
 def test_a_condemned_clip_is_never_decoded(shards):
