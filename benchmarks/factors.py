@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.common import machine
 from benchmarks.learning import commands, foleyscale, launcher, over_seeds
+from pipelines.engine.checkpoint import EXPORTED
 from pipelines.recipes import dump_recipe, load_recipe
 
 VARIANTS = {
@@ -45,9 +46,9 @@ def run(out: Path, steps: int, overrides: Sequence[str]) -> None:
 
 
 def table(out: Path) -> str:
-    """What every variant reached, and its difference from the recipe on the same seeds, as Markdown."""
-    found = {name: {path.parts[-3]: reached(path) for path in out.glob(f"factors/{name}/seed-*/contrastive/metrics.jsonl")}
-             for name in VARIANTS}  # fmt: skip
+    """What every finished training reached, and its difference from the recipe on the same seeds, as Markdown."""
+    done = {name: sorted(out.glob(f"factors/{name}/seed-*/contrastive/export/{EXPORTED}")) for name in VARIANTS}
+    found = {name: {path.parts[-4]: reached(path.parents[1] / "metrics.jsonl") for path in paths} for name, paths in done.items()}
     names = [cell for name in MEASURES for cell in (name, "against the recipe")]
     lines = [f"| variant | {' | '.join(names)} |", f"|{'---|' * (1 + len(names))}"]
     lines += [f"| {name} | {' | '.join(_cells(seeds, found['recipe']))} |" for name, seeds in found.items() if seeds]
