@@ -226,10 +226,27 @@ def _load(shards: ShardSet, decode: Decode, steps: list[range], workers: int, cl
 
 
 @dataclass
-class _TrainingBatches:
-    """Step -> this rank's part of the global batch."""
+class _Batches:
+    """What makes the batch of a step."""
 
     reader: ClipReader
+
+    def _fetched(self, step: int, then: int | None) -> dict[int, Place]:
+        """Position -> place of the clips of a step, whose bytes are there now; those of the step `then` are on their way from a store."""
+        places = self._places(step)
+        self.reader.fetch([*places.values()])
+        if then is not None and self.reader.is_distant:
+            self.reader.fetch_ahead([*self._places(then).values()])
+        return places
+
+    def _places(self, step: int) -> dict[int, Place]:
+        raise NotImplementedError
+
+
+@dataclass
+class _TrainingBatches(_Batches):
+    """Step -> this rank's part of the global batch."""
+
     order: Order
     position: int
     batch_size: int
@@ -237,12 +254,10 @@ class _TrainingBatches:
 
     def __call__(self, step: int, then: int | None) -> tuple[Batch, list[BadClip]]:
         bad: list[BadClip] = []
-        places = self._places(step)
-        self.reader.fetch([*places.values()], [] if then is None else [*self._places(then).values()])
+        places = self._fetched(step, then)
         return collate([self._sample(position, place, bad) for position, place in places.items()]), bad
 
     def _places(self, step: int) -> dict[int, Place]:
-        """Position -> place of the clips of a step."""
         start = self.position + step * self.batch_size
         return {start + offset: self.order.locate(start + offset) for offset in self.share}
 
@@ -257,18 +272,15 @@ class _TrainingBatches:
 
 
 @dataclass
-class _PassBatches:
+class _PassBatches(_Batches):
     """Step -> the clips of one stretch of the index order."""
 
-    reader: ClipReader
     ends: list[int]
     steps: list[range]
 
     def __call__(self, step: int, then: int | None) -> tuple[Batch, list[BadClip]]:
-        places = self._places(step)
-        self.reader.fetch([*places.values()], [] if then is None else [*self._places(then).values()])
         samples, bad = [], []
-        for position, place in places.items():
+        for position, place in self._fetched(step, then).items():
             sample = self.reader.read(place, position)
             if isinstance(sample, BadClip):
                 bad.append(sample)
@@ -277,7 +289,6 @@ class _PassBatches:
         return collate(samples), bad
 
     def _places(self, step: int) -> dict[int, Place]:
-        """Position -> place of the clips of a step."""
         return {position: self._place(position) for position in self.steps[step]}
 
     def _place(self, position: int) -> Place:

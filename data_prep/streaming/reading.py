@@ -102,12 +102,13 @@ class ClipReader:
     _fetched: Fetched = field(default_factory=dict, init=False, repr=False)
     _ahead: tuple[Sequence[Place], Future[Fetched]] | None = field(default=None, init=False, repr=False)
 
-    def fetch(self, places: Sequence[Place], then: Sequence[Place] = ()) -> None:
-        """Read the bytes of these clips in one go, but for those in the cache; `read` takes them from there.
+    @property
+    def is_distant(self) -> bool:
+        """Whether it pays to read ahead. Locally it does not: another thread and the memory of a second batch cost more than they save."""
+        return not all(each.is_local for each in self.sets)
 
-        From a store, those that come `then` are read while these are decoded, and a `fetch` of the same places finds them read. Local
-        ones are not: from the page cache another thread and the memory of a second batch cost more than they save.
-        """
+    def fetch(self, places: Sequence[Place]) -> None:
+        """Read the bytes of these clips in one go, but for those in the cache; `read` takes them from there."""
         (expected, future), self._ahead = self._ahead or ((), None), None
         if places:
             self.note.begin(places[0])  # where storage hangs, one of them tells where
@@ -115,12 +116,14 @@ class ClipReader:
             self._fetched = future.result() if future and expected == places else self._fetch(places)
         finally:
             self.note.end()
-        if then and self._is_distant:
-            self._ahead = then, _reader_ahead().submit(self._fetch, then)
+
+    def fetch_ahead(self, places: Sequence[Place]) -> None:
+        """Begin to read the bytes of these clips, while others are decoded; a `fetch` of the same places finds them read."""
+        self._ahead = places, _reader_ahead().submit(self._fetch, places)
 
     def _fetch(self, places: Sequence[Place]) -> Fetched:
         wanted = [place for place in places if not (self.cache and self.cache.get(place))]
-        if len(wanted) < 2 and not self._is_distant:  # alone it is read no faster here than by `read`
+        if len(wanted) < 2 and not self.is_distant:  # alone it is read no faster here than by `read`
             return {}
         found: Fetched = {}
         for number in {place.dataset for place in wanted}:
@@ -150,10 +153,6 @@ class ClipReader:
         shards = self.sets[place.dataset]
         entry = shards.entry(place.shard, place.row)
         return Name(shards.url, entry.shard, entry.key)
-
-    @property
-    def _is_distant(self) -> bool:
-        return not all(each.is_local for each in self.sets)
 
     def _members(self) -> tuple[str, ...] | None:
         return getattr(self.decode, "members", None)

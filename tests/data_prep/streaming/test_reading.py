@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_prep.decoding import DecodedCache, TensorDecoder
 from data_prep.order import Place
-from data_prep.stream import ClipStream, one_pass
+from data_prep.stream import ClipStream, _PassBatches, one_pass
 from data_prep.streaming.reading import BadClip, ClipReader, Name, Note
 from tests.fixtures.made_shards import DECODE, values, write
 
@@ -60,19 +60,22 @@ def test_what_comes_next_is_read_meanwhile(shards, tmp_path):
     """From a store; local clips are not."""
     first, then = [Place(0, 0, row) for row in range(4)], [Place(0, 0, row) for row in range(4, 8)]
     reader, local = ClipReader([shards], DECODE), ClipReader([write(tmp_path)], DECODE)
-    reader.fetch(first, then)
+    reader.fetch(first)
+    reader.fetch_ahead(then)
     reader._ahead[1].result()
     before = Distant.asked
     assert [int(reader.read(place, 0)["value"]) for place in first] == [0, 1, 2, 3]
     reader.fetch(then)
     assert [int(reader.read(place, 0)["value"]) for place in then] == [4, 5, 6, 7] and Distant.asked == before
-    local.fetch(first, then)
-    assert local._ahead is None
+    for each in (reader, local):
+        _PassBatches(each, [9], [range(4), range(4, 8)])(0, 1)
+    assert reader._ahead[0] == then and local._ahead is None
 
 
 def test_another_step_than_the_expected_one_is_read_as_ever(shards):
     reader, places = ClipReader([shards], DECODE), [Place(0, 3, row) for row in range(12)]
-    reader.fetch(places[:4], places[4:8])
+    reader.fetch(places[:4])
+    reader.fetch_ahead(places[4:8])
     reader.fetch(places[8:])
     assert [int(reader.read(place, 0)["value"]) for place in places[8:]] == [21, 22, 23, 24]
 
