@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import machine
-from benchmarks.learning import commands, foleyscale, launcher, over_seeds
+from benchmarks.learning import commands, foleyscale, launcher, over_seeds, seeds_with
 from pipelines.engine.checkpoint import EXPORTED
 from pipelines.recipes import dump_recipe, load_recipe
 
@@ -33,7 +33,7 @@ MEASURES = {"R@1": "validation/r@1", "right segment": "validation/right_segment"
 
 def run(out: Path, steps: int, overrides: Sequence[str]) -> None:
     """Train every variant on every seed's shards. RuntimeError names the command that failed."""
-    for seed in _seeds(out):
+    for seed in seeds_with(out, "recipe.yaml"):
         for name, changes in VARIANTS.items():
             folder = (out / "factors" / name).resolve()
             short = [f"contrastive.train.{key}" for key in (f"steps={steps}", f"checkpoint_every={steps}", f"validate_every={steps // 4}")]
@@ -73,13 +73,6 @@ def reached(metrics: Path) -> dict[str, float]:
     if not validations:
         raise ValueError(f"{metrics}: no validation in it; give `python -m benchmarks.factors run` again, it goes on")
     return validations[-1]
-
-
-def _seeds(out: Path) -> list[Path]:
-    found = sorted(path for path in out.glob("seed-*") if (path / "recipe.yaml").exists())
-    if not found:
-        raise ValueError(f"{out}: no seed-*/recipe.yaml; give `python -m benchmarks.learning run {out}` first")
-    return found
 
 
 def main() -> None:

@@ -228,6 +228,14 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def seeds_with(out: Path, file: str, then: str = "") -> list[Path]:
+    """Folders of the seeds that have this file; ValueError where none has, which says what to run, and `then`."""
+    found = sorted(path for path in out.glob("seed-*") if (path / file).exists())
+    if not found:
+        raise ValueError(f"{out}: no seed-*/{file}; give `python -m benchmarks.learning run {out}` first{then}")
+    return found
+
+
 def commands(description: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser of `run OUT` and `table OUT`, and those of the two for what else they take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import machine
-from benchmarks.learning import commands, foleyscale, launcher, over_seeds
+from benchmarks.learning import commands, foleyscale, launcher, over_seeds, seeds_with
 from pipelines.recipes import dump_recipe, load_recipe
 from pipelines.signs import BEST, ROUNDS
 
@@ -24,12 +24,13 @@ LINKED = ("autoencoder", "contrastive", "features")
 SIGMAS, ONSET_SIGMAS, FLOW_RISE = 3.0, 2.0, 0.05
 """Bars: least rise of the reward and largest fall of onset F1, in standard errors of the paired difference; largest relative rise of the
 flow loss."""
+THEN = ", then the same of benchmarks.rounds"
 CHANGED = ("reward", "onset F1", "flow loss")
 
 
 def run(out: Path, name: str, steps: int, rounds: int, overrides: Sequence[str]) -> None:
     """Train the early generator and its rounds for every seed. RuntimeError names the command that failed."""
-    for seed in _seeds(out, "run/evaluation.json"):
+    for seed in seeds_with(out, "run/evaluation.json", THEN):
         folder = seed.resolve() / name
         own = [f"out={folder.parent}", f"name={name}", f"generative.train.steps={steps}", f"preference.rounds={rounds}"]
         wanted = load_recipe(str(seed / "run" / "recipe.yaml"), [*own, *overrides])
@@ -46,7 +47,7 @@ def run(out: Path, name: str, steps: int, rounds: int, overrides: Sequence[str])
 
 def table(out: Path, name: str) -> str:
     """What the kept round changed, and every round, as Markdown."""
-    runs = {seed.name: seed / name for seed in _seeds(out, f"{name}/evaluation.json")}
+    runs = {seed.name: seed / name for seed in seeds_with(out, f"{name}/evaluation.json", THEN)}
     text = "\n".join([f"{machine('torch', 'deepspeed')}. ± is the standard error of the paired difference over clips; of the mean, over "
                       "seeds.", "", *_kept_lines(runs), "", *_round_lines(runs)]) + "\n"  # fmt: skip
     (out / f"{name}.md").write_text(text)
@@ -101,15 +102,6 @@ def _head(*names: str) -> list[str]:
 
 def _line(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def _seeds(out: Path, finished: str) -> list[Path]:
-    """Folders of the seeds that have this file; ValueError where none has."""
-    found = sorted(path for path in out.glob("seed-*") if (path / finished).exists())
-    if not found:
-        raise ValueError(f"{out}: no seed-*/{finished}; give `python -m benchmarks.learning run {out}` first, "
-                         "then the same of benchmarks.rounds")
-    return found
 
 
 def main() -> None:
