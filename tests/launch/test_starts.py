@@ -1,25 +1,19 @@
 """torchrun, accelerate and DeepSpeed's launcher: whichever starts two processes, they train alike."""
 
-import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.accelerated import accelerate_launch, skip_without_accelerate
 from tests.fixtures.tiny_chain import REPOSITORY, STEPS, losses, overrides, tiny_shards
+from tests.services.ports import free_ports
 
 PROCESSES = 2
 LEARNED = ("step", "loss", "reconstruction", "kl", "gradient_norm")
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def torchrun(folder: Path) -> list[str]:
@@ -31,16 +25,14 @@ def torchrun_of_the_command(folder: Path) -> list[str]:
 
 
 def accelerate(folder: Path) -> list[str]:
-    # The module behind `accelerate launch`: the command itself loads all others, and with them whatever vision package is installed.
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={PROCESSES}", "--num_machines=1",
-            "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}", "-m", "launch.cli"]  # fmt: skip
+    return [*accelerate_launch(PROCESSES), "-m", "launch.cli"]
 
 
 def deepspeed(folder: Path) -> list[str]:
     hosts = folder / "hostfile"
     hosts.write_text(f"localhost slots={PROCESSES}\n")
     return [BIN / "deepspeed", f"--hostfile={hosts}", "--no_ssh", "--node_rank=0", "--master_addr=127.0.0.1",
-            f"--master_port={free_port()}", "--no_local_rank", "--module", "launch.cli"]  # fmt: skip
+            f"--master_port={free_ports(1)[0]}", "--no_local_rank", "--module", "launch.cli"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +49,8 @@ def reference(shards, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [torchrun_of_the_command, accelerate, deepspeed], ids=lambda launcher: launcher.__name__)
 def test_every_launcher_trains_alike(shards, reference, tmp_path, launcher):
-    if launcher is accelerate and not importlib.util.find_spec("accelerate"):
-        pytest.skip("accelerate is not installed (make test-slow installs it)")
+    if launcher is accelerate:
+        skip_without_accelerate()
     assert started(launcher, shards, tmp_path) == reference
     assert [line["step"] for line in reference] == list(range(1, STEPS + 1))
 

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,9 +18,12 @@ from pipelines.engine.world import World
 from pipelines.features import _provenance, extract_features, require_shards, training_videos
 from pipelines.provenance import ProvenanceError
 from pipelines.recipes import load_recipe
+from tests.fixtures.accelerated import accelerate_launch, skip_without_accelerate
 from tests.fixtures.tiny_chain import REPOSITORY, overrides
+from tests.services.ports import free_ports
 
 ALONE = World(0, 1, torch.device("cpu"))
+SHARE = "tests.pipelines.features_share"
 
 
 def keys(shards):
@@ -142,11 +144,9 @@ def test_a_damaged_clip_fails_alone(tiny, tmp_path):
 
 def together(folder, shards, processes=2):
     """Processes that extract the features of `folder`/run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_ports(1)[0])
     common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.pipelines.features_share", str(folder), shards]
+    command = [sys.executable, "-W", "ignore", "-m", SHARE, str(folder), shards]
     ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
     return [subprocess.Popen(command, cwd=REPOSITORY, env=common | rank) for rank in ranks]
 
@@ -154,8 +154,8 @@ def together(folder, shards, processes=2):
 @pytest.mark.slow
 def test_processes_that_are_killed_lose_nothing(tiny, tmp_path):
     """Two processes die after the first shard; two others go on, keep it, and the shards are those of the run."""
-    run, shards = tmp_path / "run", tmp_path / "run" / "features" / "shards"
-    shutil.copytree(tiny.run, run, ignore=shutil.ignore_patterns("shards", "generative", "preference"))
+    run = without_features(tiny.run, tmp_path / "run")
+    shards = run / "features" / "shards"
     processes = together(tmp_path, tiny.shards)
     deadline = time.monotonic() + 120
     while not list(shards.glob("*.parquet")) and time.monotonic() < deadline:
@@ -167,7 +167,26 @@ def test_processes_that_are_killed_lose_nothing(tiny, tmp_path):
     assert first and not (shards / "dataset.json").exists()
     assert [process.wait(timeout=200) for process in together(tmp_path, tiny.shards)] == [0, 0]
     assert all((shards / name).stat().st_mtime_ns == changed for name, changed in first.items())
-    expected, found = (ShardSet.open(folder / "features" / "shards") for folder in (tiny.run, run))
+    assert_alike(run, tiny.run)
+
+
+@pytest.mark.slow
+def test_processes_that_accelerate_starts_leave_the_same_shards(tiny, tmp_path):
+    skip_without_accelerate()
+    run = without_features(tiny.run, tmp_path / "run")
+    command = [*accelerate_launch(2), "-m", SHARE, str(tmp_path), tiny.shards]
+    subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=200)
+    assert_alike(run, tiny.run)
+
+
+def without_features(run, to):
+    """A copy of a run up to its features."""
+    return shutil.copytree(run, to, ignore=shutil.ignore_patterns("shards", "generative", "preference"))
+
+
+def assert_alike(run, other):
+    """The features of two runs, which threads and batches may round unlike."""
+    found, expected = (ShardSet.open(folder / "features" / "shards") for folder in (run, other))
     assert keys(found) == keys(expected)
     for number, count in enumerate(expected.counts):
         for row in range(count):

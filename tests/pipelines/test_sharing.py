@@ -24,7 +24,7 @@ from tests.fixtures.made_shards import DECODE, damage, write
 from tests.fixtures.two_ranks import REPOSITORY
 from tests.fixtures.unruly import Unruly
 from tests.pipelines.engine.toy import finish_ranks
-from tests.services.s3_server import free_ports
+from tests.services.ports import free_ports
 
 ALONE = World(0, 1, torch.device("cpu"))
 COUNTS = (2, 0, 3)

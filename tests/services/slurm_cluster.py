@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.services.ports import free_ports
+
 NODES = ("n1", "n2")
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 _SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
@@ -113,7 +115,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 def _write_config(root: Path) -> Path:
     host = socket.gethostname().partition(".")[0]
-    controller, *ports = _free_ports(1 + len(NODES))
+    controller, *ports = free_ports(1 + len(NODES))
     nodes = [f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 State=UNKNOWN"
              for name, port in zip(NODES, ports, strict=True)]  # fmt: skip
     root.chmod(0o755)
@@ -122,14 +124,6 @@ def _write_config(root: Path) -> Path:
     path = root / "slurm.conf"
     path.write_text(_CONFIG.format(host=host, controller=controller, root=root, nodes="\n".join(nodes), names=",".join(NODES)))
     return path
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _start(stack: ExitStack, cluster: SlurmCluster, name: str, *arguments: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pipelines.config import TrainConfig
 from pipelines.engine.log import Validation
 from pipelines.stages.stage import Stage
 from tests.fixtures.made_shards import DECODE, write
+from tests.services.ports import free_ports
 
 BATCH = 8
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -137,10 +137,8 @@ def start_ranks(size: int, folder: Path, cases: dict[str, dict]) -> list[subproc
     shards = folder / "shards"
     if not shards.exists():
         write(str(shards))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0",
+    port = str(free_ports(1)[0])
+    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0",
               "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "ignore", "-m", "tests.pipelines.engine.toy", str(folder), json.dumps(cases)]
     return [subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | common | {"RANK": str(rank)}, stdout=subprocess.PIPE,

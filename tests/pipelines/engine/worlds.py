@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from tests.services.s3_server import free_ports
+from tests.services.ports import free_ports
 
 _SECONDS = 120
 
