@@ -31,7 +31,7 @@ from data_prep.shards import ShardWriter
 from data_prep.stream import ClipStream
 from data_prep.streaming.backends import BACKENDS, backend
 
-SECONDS, FPS, SIDE, RATE = 8.0, 25, 224, 16000
+SECONDS, FPS, SIDE, RATE, BATCH = 8.0, 25, 224, 16000, 4
 
 
 def main() -> None:
@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=360)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.clips % BATCH:
+        parser.error(f"--clips must be a multiple of {BATCH}, as our loader gives whole batches and the others every clip")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         videos = arguments.videos or [make_video(Path(folder, f"{seed}.mp4"), seed, 10) for seed in range(3)]
@@ -115,8 +117,8 @@ def training(shards: ShardSet, name: str, clips: int) -> Callable[[], object]:
     decode = ClipDecoder(seconds=SECONDS, fps=FPS, sample_rate=RATE, size=SIDE, random_crop=True, backend=name)
 
     def run() -> None:
-        batches = ClipStream(ShardSet.open(shards.url), decode, batch_size=4).batches()
-        for _ in range(clips // 4):
+        batches = ClipStream(ShardSet.open(shards.url), decode, batch_size=BATCH).batches()
+        for _ in range(clips // BATCH):
             check(next(batches))
 
     return run

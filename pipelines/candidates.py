@@ -30,7 +30,7 @@ from pipelines.config import Recipe
 from pipelines.encoding import file_hash, frozen
 from pipelines.engine.checkpoint import weights_hash
 from pipelines.engine.world import World
-from pipelines.features import npy, require_shards, training_videos
+from pipelines.features import npy, training_videos
 from pipelines.provenance import claim, known_provenance
 from pipelines.recipes import RecipeError
 from pipelines.rewards import extract_reward, load_scorer, scoring_export
@@ -50,11 +50,11 @@ def make_candidates(recipe: Recipe, run: Path, features: str, start: Path, numbe
     not finite is null. A true sound that wins is not kept twice: training reads it from the feature shards. ProvenanceError where the
     folder was begun with another model or other settings.
     """
-    require_shards(recipe, Path(features).parent, world)
     source = _source(recipe, features, world)
     settings = partial(_provenance, recipe, run, start, number, source.hash, folder)
     # The checkpoints beside them learned from these pairs: they must not go on with others.
-    claim(folder, settings, world, f"delete {folder.parent} to make the round again, or restore what was changed")
+    shared = f" and {folder.resolve()}" if folder.is_symlink() else ""
+    claim(folder, settings, world, f"delete {folder.parent}{shared} to make the round again, or restore what was changed")
 
     def load() -> Work:
         maker = _Maker.of_round(recipe, run, start, number, world.device)

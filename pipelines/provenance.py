@@ -23,7 +23,8 @@ def claim(folder: Path, settings: Callable[[], dict[str, Any]], world: World, re
     The main process alone asks for the settings, since the hashes among them take long. ProvenanceError in all processes names what
     differs and ends with `remedy`.
     """
-    problem = _claimed(folder, settings(), remedy) if world.is_main else ""
+    # By its own name: variants of a sweep link to one folder, and deleting a link would change nothing.
+    problem = _claimed(folder.resolve(), settings(), remedy) if world.is_main else ""
     if world.any(bool(problem)):
         raise ProvenanceError(problem or f"{folder} was made from something else, as the first process says")
 

@@ -56,6 +56,8 @@ def make_shards(source: ShardSet, folder: Path, world: World, label: str, settin
                      label, len(paths), world.size)
     beat(f"{label}, loading what makes them")
     if wanted:
+        # An index of fewer shards must not pass for the whole, should this end between the last shard and the new index.
+        (folder / DATASET_FILE).unlink(missing_ok=True)
         _make(source, wanted, folder, label, start(), quiet=not world.is_main)
     # The others are awaited by their files: a process that waits in a collective cannot leave when it is asked to.
     while paths := [path for path in paths if not path.exists()]:

@@ -162,8 +162,10 @@ class Watch:
         return {"inverted": sum(below) / len(below)} if below else {}
 
     def _learned(self, number: int) -> dict[str, float]:
-        """Means over the last tenth of the round's training."""
+        """Means over the last tenth of the round's training, without steps that were skipped."""
         lines = [json.loads(line) for line in (self.folder(number) / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
-        late = [line for line in steps if line["step"] > 0.9 * steps[-1]["step"]]
+        late = [line for line in steps if line["step"] > 0.9 * steps[-1]["step"] and math.isfinite(line["loss"])]
+        if not late:
+            return {}
         return {name: float(np.mean([line[name] for line in late])) for name in LEARNED if name in late[-1]}

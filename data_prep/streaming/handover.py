@@ -27,11 +27,15 @@ def pack(item: Any) -> int:
     parts = [head.getbuffer(), *(buffer.raw() for buffer in buffers)]
     sizes = np.array([len(parts), *map(len, parts)], dtype=_COUNT)
     descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(sizes)
-        for part, start in zip(parts, _starts(sizes[1:].tolist()), strict=True):
-            file.seek(start)
-            file.write(part)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(sizes)
+            for part, start in zip(parts, _starts(sizes[1:].tolist()), strict=True):
+                file.seek(start)
+                file.write(part)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -34,6 +35,8 @@ _DEATHS = 2
 """Workers lost over one clip that are no accident. One may also be killed or paused from outside, so a single one condemns no clip."""
 _LAST_SECONDS = 10.0
 """How long a killed process may take to go; one that the kernel holds in a dead file system may never."""
+
+_PR_SET_PDEATHSIG = 1
 
 _TRAINERS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """The trainer answers these, and takes batches on until it has; handlers that it installed must not run in a worker."""
@@ -213,6 +216,7 @@ class _Worker:
 
 def _work(make: Make, connection: Connection, note: Note) -> None:
     """The life of a worker process."""
+    _end_with_parent()
     torch.set_num_threads(1)
     keep_freed_memory()
     for number in _TRAINERS:
@@ -223,24 +227,24 @@ def _work(make: Make, connection: Connection, note: Note) -> None:
     for step, news in _asked(connection):
         make.reader.condemned.update(news)
         try:
-            result = make(*step), None
+            descriptor = pack((make(*step), None))
         except Exception as error:
-            result = None, _portable(error)
-        descriptor = pack(result)
+            descriptor = pack((None, _portable(error)))
         with contextlib.suppress(ConnectionError):  # the consumer is gone; the next look finds out
             send_handle(connection, descriptor, None)
         os.close(descriptor)
 
 
 def _asked(connection: Connection) -> Iterator[tuple[tuple[int, int | None], dict[Name, tuple[str, str]]]]:
-    """Requests until the consumer is gone. A forked sibling may hold the other end open, so its closing alone does not tell."""
-    parent = os.getppid()
+    """Requests until the consumer is gone."""
     with contextlib.suppress(EOFError, OSError):
         while True:
-            while not connection.poll(_TICK):
-                if os.getppid() != parent:
-                    return
             yield connection.recv()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process with its parent: a clip may hang in C, and a forked sibling may hold the connection open."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _portable(error: Exception) -> Exception:

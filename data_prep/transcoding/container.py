@@ -102,7 +102,7 @@ def name_of(source: Source) -> str:
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[InputContainer]:
     """The media file of a source; what goes wrong while it is open becomes a ClipError."""
-    with _clip_errors(name_of(source)), readable(source) as file:
+    with _clip_errors(source), readable(source) as file:
         if not isinstance(file, str):
             file.seek(0)
         elif ":" in file:
@@ -115,7 +115,7 @@ def opened(source: Source) -> Iterator[InputContainer]:
 @contextlib.contextmanager
 def readable(source: Source) -> Iterator[str | BinaryIO]:
     """A source as FFmpeg takes it: the path of a regular file, or an open file, which keeps what it has read of a remote one."""
-    with _clip_errors(name_of(source)):
+    with _clip_errors(source):
         if isinstance(source, bytes):
             yield io.BytesIO(source)
         elif not isinstance(source, str | os.PathLike):
@@ -129,7 +129,8 @@ def readable(source: Source) -> Iterator[str | BinaryIO]:
 
 
 @contextlib.contextmanager
-def _clip_errors(name: str) -> Iterator[None]:
+def _clip_errors(source: Source) -> Iterator[None]:
+    name = name_of(source)
     try:
         yield
     except FileNotFoundError as error:
@@ -137,11 +138,17 @@ def _clip_errors(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise ClipError("memory", f"{name}: takes more memory than its process may have") from error
     except OSError as error:
-        # A store that did not answer after all tries may answer tomorrow.
-        passing = "://" in name and not isinstance(error, PermissionError)
-        raise ClipError("network" if passing else "unreadable", f"{name}: {error}") from error
+        raise ClipError(_fault_of(source, error), f"{name}: {error}") from error
     except av.FFmpegError as error:
         raise ClipError("undecodable", f"{name}: {error.strerror}") from error
+
+
+def _fault_of(source: Source, error: OSError) -> str:
+    """Which part an OSError accuses. FFmpeg raises them for damaged contents too, and bytes in memory have been read already."""
+    if isinstance(source, bytes):
+        return "undecodable"
+    # A store that did not answer after all tries may answer tomorrow.
+    return "network" if "://" in name_of(source) and not isinstance(error, PermissionError) else "unreadable"
 
 
 def video_stream(media: InputContainer) -> av.VideoStream:

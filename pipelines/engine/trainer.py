@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from pipelines.config import TrainConfig
 from pipelines.engine.agreement import StepFacts, agree
-from pipelines.engine.checkpoint import EXPORTED, Checkpoints, weights_hash
+from pipelines.engine.checkpoint import EXPORTED, CheckpointError, Checkpoints, weights_hash
 from pipelines.engine.disk import clear, folder_of
 from pipelines.engine.draws import Draws
 from pipelines.engine.ema import ShardedEMA
@@ -183,7 +184,7 @@ class Trainer:
     def _save(self) -> None:
         self._beat("checkpoint")
         state = self.stream.state_dict(self.world.total({"seen": self.stream.seen, "bad": self.stream.bad}))
-        client = {"stream": state, "guard": self.guard.state_dict(), "telemetry": self.telemetry.state_dict()}
+        client = {"stream": state, "guard": self.guard.state_dict(), "telemetry": self.telemetry.state_dict(), "parents": self._parents}
         self.checkpoints.save(self.step, self.engine, self.ema, client, needed=self.guard.suspect)
 
     def _resume(self) -> int:
@@ -191,11 +192,26 @@ class Trainer:
         self._forget_averages(state["step"] if state else 0)
         if state is None:
             return 0
+        self._check_parents(state)
         self.stream.load_state_dict(state["stream"], self.train.stream.allow_data_change)
         self.guard.load_state_dict(state["guard"])
         if "telemetry" in state:  # not in a checkpoint of an earlier version
             self.telemetry.load_state_dict(state["telemetry"])
         return state["step"]
+
+    @cached_property
+    def _parents(self) -> dict[str, str]:
+        """Folder -> identity of the exports that this stage was built on, relative, so that a run can be moved; in the main process."""
+        return {} if not self.world.is_main else {os.path.relpath(path, self.folder): weights_hash(path) for path in self.stage.parents}
+
+    def _check_parents(self, state: dict) -> None:
+        """CheckpointError where a checkpoint, perhaps one from a mirror, was trained on other exports than are there now."""
+        known = state.get("parents")  # not in a checkpoint of an earlier version
+        if self.world.any(self.world.is_main and known is not None and known != self._parents):
+            parents = ", ".join(os.path.normpath(self.folder / path) for path in known)
+            mirror = f" and {self.train.checkpoint_mirror}" if self.train.checkpoint_mirror else ""
+            raise CheckpointError(f"{self.folder}/checkpoints: step {state['step']} was trained on other weights of {parents}: restore "
+                                  f"those, or delete {self.folder}{mirror} to train this stage again")
 
     def _roll_back(self, log: RunLog) -> None:
         """Weights, moments and averages from before the first bad step. Step and data move on: the same clips would do the same again."""
@@ -228,9 +244,8 @@ class Trainer:
             export = self.folder / "export"
             export.mkdir(exist_ok=True)
             self.stage.export(weights, export)
-            # Relative, so that a run can be moved as a whole.
-            parents = {os.path.relpath(path, self.folder): weights_hash(path) for path in self.stage.parents}
-            write_atomically(export / EXPORTED, json.dumps({"stage": self.stage.name, "steps": self.step, "parents": parents}, indent=1))
+            about = {"stage": self.stage.name, "steps": self.step, "parents": self._parents}
+            write_atomically(export / EXPORTED, json.dumps(about, indent=1))
         self.world.barrier()
 
     def _clear_disk(self) -> None:

@@ -93,15 +93,17 @@ class PreferenceStage(Stage):
 
     def stream(self, world: World, quarantine: Path):
         """Random pairs with their conditions."""
-        first, *more = [ShardSet.open(url) for url in self._layers()]
-        for layer in more:
-            first = first.with_layer(layer)
-        return training_stream(first, TensorDecoder(self._names()), self.train, self.seed, world, quarantine)
+        return training_stream(self._pairs(), TensorDecoder(self._names()), self.train, self.seed, world, quarantine)
 
-    def _layers(self) -> list[str]:
-        """Folders of shards; the first decides which videos there are: some have no pair among their candidates."""
-        layers = (self.candidates, self.config.needs_candidates), (self.distorted, self.config.needs_distorted), (self.features, True)
-        return [url for url, needed in layers if needed]
+    def _pairs(self) -> ShardSet:
+        """Candidates, distorted sounds and features in layers; the first says which videos there are."""
+        features = ShardSet.open(self.features)
+        distorted = ShardSet.open(self.distorted) if self.config.needs_distorted else None
+        if not self.config.needs_candidates:
+            # A clip whose pictures cannot be read has a distorted sound, but no features.
+            return features.select(distorted.shards.places_in(features.shards).to_pylist()).with_layer(distorted)
+        pairs = ShardSet.open(self.candidates)  # some videos have none
+        return (pairs.with_layer(distorted) if distorted else pairs).with_layer(features)
 
     def _names(self) -> tuple[str, ...]:
         config = self.config

@@ -156,6 +156,10 @@ def test_an_interrupted_round_does_not_go_on_with_another_model(candidates, tmp_
     changed = dataclasses.replace(recipe, generative=dataclasses.replace(recipe.generative, guidance=2.0))
     with pytest.raises(ProvenanceError, match=rf"^{copy} was made with another generative.guidance: delete {tmp_path} to make"):
         make(changed, copy)
+    (link := tmp_path / "round-1" / "candidates").parent.mkdir()
+    link.symlink_to(copy)
+    with pytest.raises(ProvenanceError, match=rf"^{copy} was made .*: delete {link.parent} and {copy} to make the round again"):
+        make(changed, link)
     features = str(recipe.folder / "features" / "shards")
     with pytest.raises(ProvenanceError, match="was made with another model: "):
         make_candidates(recipe, recipe.folder, features, recipe.folder / "preference" / "round-1" / "export", 1, copy, ALONE)
@@ -217,7 +221,7 @@ def test_a_generator_that_gives_nothing_but_nan_is_said(tiny, tmp_path, caplog):
         for row in range(first.clips):
             members = shards.read(0, row)
             writer.add(shards.entry(0, row).key, members | {"sync.npy": npy(torch.full((96, 128), torch.nan))})
-    (features / "dataset.json").unlink()
+    build_index(str(features), shards.settings)
     with pytest.raises(RecipeError, match="no video has a pair of sounds, for the reasons in its sidecars: give more preference"):
         make(recipe, tmp_path / "candidates")
     assert "round 1: 8 of 8 videos have no pair of sounds (8 not_finite)" in caplog.text

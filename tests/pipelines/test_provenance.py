@@ -33,6 +33,13 @@ def test_what_differs_is_named_and_nothing_is_written(tmp_path):
     assert (tmp_path / "provenance.json").read_bytes() == before
 
 
+def test_a_linked_folder_is_named_by_its_own_place(tmp_path):
+    claimed(tmp_path / "shared")
+    (tmp_path / "link").symlink_to("shared")
+    with pytest.raises(ProvenanceError, match=rf"^{tmp_path}/shared was made with another model: "):
+        claimed(tmp_path / "link", model="b")
+
+
 def test_a_setting_that_was_not_known_then_differs_and_one_too_many_does_not(tmp_path):
     (tmp_path / "provenance.json").write_text(json.dumps({"model": "a", "kinds": ["shift", "warp"], "older": 1}))
     with pytest.raises(ProvenanceError, match="made with another steps: "):

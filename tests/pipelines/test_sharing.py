@@ -62,6 +62,20 @@ def test_an_interrupted_shard_is_made_again_and_the_others_stay(tmp_path):
     assert made == [0, 1, 2, 2]
 
 
+def test_additions_that_are_interrupted_leave_no_index_of_less(tmp_path):
+    source, out = write(tmp_path / "in", COUNTS), tmp_path / "out"
+    found = share(source, out, [])
+    (out / "shard-000002.parquet").unlink()
+
+    def failing(writer, batches):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_shards(source, out, ALONE, "copies", {}, lambda: Work(DECODE, 4, failing))
+    assert not (out / "dataset.json").exists()
+    assert share(source, out, []).hash == found.hash
+
+
 def test_nothing_is_loaded_where_nothing_is_to_be_made(tmp_path):
     source = write(tmp_path / "in", COUNTS)
     share(source, tmp_path / "out", [])

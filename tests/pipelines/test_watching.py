@@ -1,6 +1,7 @@
 """Measuring a round: the same twice, by one encoder as by another of the same weights, and anew where something has changed."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_the_same_model_has_the_same_signs(run):
     assert scored.clips["scoring"] == pytest.approx(scored.clips["reward"], abs=1e-5)
     assert scored.clips["scoring_true"] == pytest.approx(scored.clips["reward_true"], abs=1e-5)
     assert watch(run, run / "contrastive" / "export", range(6, 8)).known(0, export) is None, "other clips"
+
+
+def test_a_skipped_step_takes_nothing_from_what_was_learned(run):
+    """Of twenty steps, the last tenth are 19 and 20, of which the last was left out."""
+    watched = watch(run)
+    folder = watched.folder(7)
+    folder.mkdir(parents=True)
+    lines = [{"step": step, "loss": float("nan") if step == 20 else 1.0, "flow_win": float("nan") if step == 20 else float(step)}
+             for step in range(1, 21)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 20, "validation/flow_loss": 1.0}]))
+    assert watched._learned(7) == {"flow_win": 19.0}
 
 
 def test_a_clip_has_the_same_signs_without_another(run):

@@ -72,7 +72,7 @@ def test_all_say_what_is_wrong_in_the_same_words(clip, name):
     for data in (b"junk" * 100, clip.mp4[: len(clip.mp4) // 2]):
         with pytest.raises(ClipError) as caught:
             decode(data, 0, None)
-        assert caught.value.reason in ("undecodable", "unreadable")
+        assert caught.value.reason == "undecodable"
     for start, count in ((45, 6), (50, 1), (60, None)):
         with pytest.raises(ClipError, match=f"frames {start} to .* are wanted, the clip has no more than") as caught:
             decode(clip.mp4, start, count)

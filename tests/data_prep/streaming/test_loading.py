@@ -158,6 +158,12 @@ def test_errors_keep_their_type_and_tell_where_they_come_from(shards):
     class LocalError(Exception):
         pass
 
+    class Odd(TensorDecoder):
+        def __call__(self, raw, entry, random):
+            return super().__call__(raw, entry, random) | {"odd": lambda: None}
+
+    with pytest.raises(AttributeError, match="pickle local object"):
+        take(stream(shards, Odd(("value",))), 1, workers=1)
     with pytest.raises(RuntimeError, match="LocalError: .*cannot be pickled"):
         take(stream(shards, Mistaken(("value",))), 1, workers=1)
     with pytest.raises(ShardError, match="16 clips in a row") as caught:
@@ -165,13 +171,14 @@ def test_errors_keep_their_type_and_tell_where_they_come_from(shards):
     assert "In a worker process" in caught.value.__notes__[0] and "_sample" in caught.value.__notes__[0]
 
 
-def test_workers_do_not_outlive_a_killed_run(shards):
+@pytest.mark.parametrize("hangs", [(), ("clip-12", "clip-20")], ids=["idle", "hanging"])
+def test_workers_do_not_outlive_a_killed_run(shards, hangs):
     program = f"""
 import multiprocessing, time
 from data_prep.index import ShardSet
-from tests.fixtures.made_shards import DECODE
-from data_prep.stream import ClipStream
-batches = ClipStream(ShardSet.open({shards.url!r}), DECODE, batch_size=8).batches(workers=2)
+from tests.fixtures.unruly import Unruly
+from data_prep.stream import one_pass
+batches = one_pass(ShardSet.open({shards.url!r}), Unruly(("value",), hangs={hangs!r}), 8, workers=2, clip_timeout=600)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 time.sleep(60)

@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipelines.engine import log as logs
 from pipelines.engine.log import STATUS, LogError, RunLog, Validation
 from pipelines.engine.saving import write_atomically
+from tests.fixtures.made_shards import damage, write
+from tests.pipelines.engine.toy import finish_ranks, start_ranks
 
 
 def scalars(folder):
@@ -34,6 +36,17 @@ def test_what_is_logged_is_in_the_file_and_in_tensorboard(tmp_path):
     assert scalars(tmp_path) == wanted
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.5, "time/data": 0.25}, {"step": 2, "loss": 0.125}, {"step": 2, "validation/flow_loss": 2.0}]
+
+
+def test_clips_that_cannot_be_read_are_counted_for_all_processes(tmp_path):
+    """Two epochs of 48 clips, of which one is damaged; one process of the two meets it each time."""
+    damage(write(tmp_path / "whole"), 3, 5, tmp_path / "shards")
+    train = {"steps": 12, "batch_size": 8, "log_every": 1}
+    codes, outputs = finish_ranks(start_ranks(2, tmp_path, {"toy": train}))
+    assert codes == [0, 0], outputs
+    assert [json.loads(line)["key"] for line in (tmp_path / "toy" / "quarantine.jsonl").read_text().splitlines()] == ["clip-18"] * 2
+    counts = [value for _, value in scalars(tmp_path / "toy")["quarantined"]]
+    assert sorted(counts) == counts and len(counts) == 12 and (counts[5], counts[11]) == (1, 2)
 
 
 def test_a_resumed_run_writes_later_steps_again_and_each_once(tmp_path):

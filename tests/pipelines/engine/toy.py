@@ -97,7 +97,8 @@ class ToyStage(Stage):
 
     def stream(self, world, quarantine):
         self._rank = world.rank
-        return ClipStream(ShardSet.open(self._shards), DECODE, batch_size=self.train.batch_size, rank=world.rank, world_size=world.size)
+        return ClipStream(ShardSet.open(self._shards), DECODE, batch_size=self.train.batch_size, rank=world.rank, world_size=world.size,
+                          quarantine=quarantine)  # fmt: skip
 
     def inputs(self, batch, draws, device):
         step = int(batch["position"][0]) // self.train.batch_size

@@ -3,9 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from data_prep.index import build_index
+from data_prep.shards import ShardWriter
 from models.generators.mmdit import PRESETS, MMDiT, MMDiTConfig
 from models.objectives.flow_dpo import flow_dpo_loss
 from models.objectives.flow_matching import flow_loss, interpolate
@@ -13,6 +16,7 @@ from models.pretrained import load_weights, save_weights
 from pipelines.engine.draws import Draws
 from pipelines.recipes import load_recipe
 from pipelines.stages.preference import PreferenceModel, PreferenceStage
+from tests.fixtures.made_shards import npy
 from tests.fixtures.two_ranks import run_on_two_ranks
 from tests.pipelines.stages.test_generative import CONFIG
 
@@ -167,6 +171,25 @@ def test_pairs_do_not_depend_on_how_the_batch_is_shared(tmp_path):
     whole = stage.inputs(pairs(range(8)), Draws(7, positions), CPU)
     parts = [stage.inputs(pairs(part.tolist()), Draws(7, part), CPU) for part in positions.chunk(4)]
     assert all(torch.equal(whole[name], torch.cat([part[name] for part in parts])) for name in whole)
+
+
+def test_videos_without_features_or_candidates_are_no_pairs(tmp_path):
+    """Of clips 0 to 3, the picture of 1 cannot be read, and 2 has no candidates; the features hold a held-out shard too."""
+    layers = {"features": ("latent_mean.npy", (0, 2, 3)), "candidates": ("loser.npy", (0, 3)), "distorted": ("distorted.npy", (0, 1, 2, 3))}
+    for name, (member, clips) in layers.items():
+        with ShardWriter(tmp_path / name, 0) as writer:
+            for clip in clips:
+                writer.add(f"clip-{clip}", {member: npy(np.zeros(2, np.float32))})
+    with ShardWriter(tmp_path / "features", 1) as writer:
+        writer.add("clip-4", {"latent_mean.npy": npy(np.zeros(2, np.float32))})
+    for name in layers:
+        build_index(tmp_path / name, {})
+    for losers, clips in {"candidates": (0, 3), "distorted": (0, 2, 3), "mixed": (0, 3)}.items():
+        stage = made_stage(tmp_path, f"losers={losers}")
+        stage.features, stage.candidates, stage.distorted = (str(tmp_path / name) for name in ("features", "candidates", "distorted"))
+        found = stage._pairs()
+        entries = [found.entry(shard, row) for shard, count in enumerate(found.counts) for row in range(count)]
+        assert [entry.key for entry in entries] == [f"clip-{clip}" for clip in clips] and not any(entry.absent for entry in entries)
 
 
 def test_distortion_goes_from_coarse_to_subtle(tmp_path):
