@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 __all__ = ["GriffinLim", "GriffinLimConfig", "LogMelSpec", "Vocoder"]
 
+_FEW = 4
+"""Waveforms that a CPU inverts at once: spectra of many leave its cache in every iteration, which takes twice as long."""
+
 
 class Vocoder(Protocol):
     """Whatever turns log-mels into sound."""
@@ -85,7 +88,8 @@ class GriffinLim(nn.Module):
             raise ValueError(f"GriffinLim takes log-mels (B, {len(self.basis)}, T), not {tuple(log_mel.shape)}")
         if log_mel.shape[2] * self.spec.hop <= self._pad:
             raise ValueError(f"GriffinLim: {log_mel.shape[2]} frames are too few, need more than {self._pad // self.spec.hop}")
-        return self._with_phases(self.magnitude(log_mel.float()))
+        parts = log_mel.float().split(_FEW if log_mel.device.type == "cpu" else max(1, len(log_mel)))
+        return torch.cat([self._with_phases(self.magnitude(part)) for part in parts])
 
     def magnitude(self, log_mel: Tensor) -> Tensor:
         """Non-negative magnitudes (B, n_fft / 2 + 1, T) whose mel bands match: least squares by Lee and Seung's updates."""
