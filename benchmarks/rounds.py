@@ -1,6 +1,6 @@
 """Whether preference rounds raise the reward of a generator that was trained for a short time, over seeds, and at what cost.
 
-    python -m benchmarks.rounds run OUT [--name early] [--steps 500] [--rounds 3] [--set key=value ...]
+    python -m benchmarks.rounds run OUT [--name early] [--steps 200] [--rounds 2] [--set key=value ...]
     python -m benchmarks.rounds table OUT [--name early]
 
 OUT is a folder of finished seeds from `python -m benchmarks.learning run OUT`. `run` makes OUT/seed-S/NAME for each: the seed's
@@ -109,8 +109,8 @@ def main() -> None:
     parser, runs, tables = commands(__doc__)
     for each in (runs, tables):
         each.add_argument("--name", default="early", help="of the runs, so that several kinds of rounds stand beside each other")
-    runs.add_argument("--steps", type=int, default=500, help="of the generator, before the rounds")
-    runs.add_argument("--rounds", type=int, default=3)
+    runs.add_argument("--steps", type=int, default=200, help="of the generator, before the rounds")
+    runs.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if options.command == "table":
         print(table(options.out, options.name))

@@ -37,7 +37,8 @@ ENCODER, GENERATOR = "contrastive stage", "generative stage"
 def evaluate(run: Path, device: torch.device, recipe: Recipe | None = None) -> list[Bar]:
     """Measure a finished run, write `evaluation.json` and the examples, and return its bars. `recipe` replaces the run's own.
 
-    Measured are clips that chose no preference round; the generator is that of the round that was kept.
+    Measured are clips that chose no preference round. Bars and controls are about the stage `generative`, the figures named "after minus
+    before preference" and the examples about the round that was kept.
     """
     last, base = SoundModel.from_run(run, device), SoundModel.from_run(run, device, stage="generative", sees=False)
     recipe, shares = recipe or last.recipe, _shares(run, recipe or last.recipe)
