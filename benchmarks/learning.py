@@ -189,7 +189,7 @@ def _bars(axes: Axes, found: dict[int, dict]) -> None:
             axes.plot(places[:, number], range(len(bars)), marker, color=_colour(number), clip_on=False,
                       label=f"seed {seed}" if marker == "o" else None)  # fmt: skip
     axes.axvline(1, color=INK, linewidth=1)
-    axes.set(xscale="log", xlim=(low, high), xlabel="times the bar: at and right of 1 it is met; a triangle is beyond the axis",
+    axes.set(xscale="log", xlim=(low, high), xlabel="times the bar; a triangle: beyond the axis",
              yticks=range(len(bars)), yticklabels=bars)  # fmt: skip
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
 
