@@ -42,7 +42,7 @@ $(VENV)/services: $(VENV)/installed
 # Other libraries may ask for packages that ours must not have: they live in an environment of their own.
 BENCH := .venv-bench
 bench: $(BENCH)/installed
-	@for name in $(basename $(notdir $(filter-out benchmarks/common.py benchmarks/made_video.py benchmarks/learning.py benchmarks/rounds.py benchmarks/factors.py benchmarks/gpu_%.py,$(wildcard benchmarks/*.py)))); do \
+	@for name in $(basename $(notdir $(filter-out benchmarks/common.py benchmarks/made_video.py benchmarks/learning.py benchmarks/rounds.py benchmarks/factors.py benchmarks/ablations.py benchmarks/gpu_%.py,$(wildcard benchmarks/*.py)))); do \
 		OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.$$name || exit 1; done
 
 $(BENCH)/installed: setup.cfg constraints.txt

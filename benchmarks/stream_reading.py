@@ -1,7 +1,7 @@
 """Raw samples per second in one process: this project's stream against webdataset, MosaicML streaming and litdata.
 
     pip install webdataset mosaicml-streaming litdata
-    python -m benchmarks.stream_reading [--folder DIR] [--samples 4096] [--kb 400] [--batch 16] [--repeats 5]
+    python -m benchmarks.stream_reading [--folder DIR] [--samples 4096] [--kb 400] [--batch 16] [--passes 3] [--repeats 5]
 
 All read the same random bytes from the page cache and hand over every sample's bytes; webdataset reads our own tars. "In order"
 is one pass as the samples lie; "shuffled" is training's order: a window of 16 shards here, each peer's own shuffle there. Each side
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--kb", type=int, default=400)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--passes", type=int, default=3, help="of one turn: the first tenth of a second after a pause is slow for all")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     peers = {name: package for name, package in PEERS.items() if importlib.util.find_spec(MODULES[name])}
@@ -59,12 +60,13 @@ def main() -> None:
         write(Path(folder), peers, arguments.samples, arguments.kb * 1000)
         readers = {f"foleyscale, batch {batch}": partial(ours, Path(folder), batch) for batch in sorted({arguments.batch, 1}, reverse=True)}
         readers |= {name: partial(READERS[name], Path(folder)) for name in peers}
-        seconds, busy = take_turns(readers, arguments.samples, arguments.repeats)
+        seconds, busy = take_turns(readers, arguments.samples, arguments.passes, arguments.repeats)
     print(machine(*("torch", *peers.values())))
     ours_first = [name for name in readers if name not in peers]
     for how in ("in order", "shuffled"):
-        rate = {name: arguments.samples / seconds[name, how] for name in readers}
-        used = {name: 1e6 * median(busy[name, how]) / arguments.samples for name in readers}
+        taken = arguments.samples * arguments.passes
+        rate = {name: taken / seconds[name, how] for name in readers}
+        used = {name: 1e6 * median(busy[name, how]) / taken for name in readers}
         rows = [[name, rate[name], rate[name] * arguments.kb / 1000, *(rate[own] / rate[name] for own in ours_first),
                  used[name], *(used[name] / used[own] for own in ours_first)] for name in readers]  # fmt: skip
         header = ["reader", "samples/s", "MB/s", *(f"{own} / this" for own in ours_first),
@@ -78,18 +80,20 @@ Run = tuple[str, str]
 """A reader and how it reads."""
 
 
-def take_turns(readers: dict[str, Read], samples: int, repeats: int) -> tuple[dict[Run, float], dict[Run, list[float]]]:
-    """Median seconds of each reader, by name and order, and its seconds of processor each time."""
+def take_turns(
+    readers: dict[str, Read], samples: int, passes: int, repeats: int
+) -> tuple[dict[Run, float], dict[Run, list[float]]]:
+    """Median seconds of each reader for a turn of so many passes, by name and order, and its seconds of processor each turn."""
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         homes = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in readers}
         busy: dict[Run, list[float]] = {(name, how): [] for name in readers for how in ("in order", "shuffled")}
 
         def run(name: str, how: str) -> None:
-            busy[name, how].append(homes[name].submit(count, readers[name], how == "shuffled", samples).result())
+            busy[name, how].append(homes[name].submit(count, readers[name], how == "shuffled", samples, passes).result())
 
         for name in readers:  # imports are no part of reading
-            homes[name].submit(count, readers[name], False, samples).result()
+            homes[name].submit(count, readers[name], False, samples, 1).result()
         return alternate({each: partial(run, *each) for each in busy}, repeats), busy
 
 
@@ -108,12 +112,13 @@ def contents(samples: int, size: int) -> Iterator[bytes]:
     return (noise.bytes(size) for _ in range(samples))
 
 
-def count(read: Read, shuffle: bool, expected: int) -> float:
+def count(read: Read, shuffle: bool, expected: int, passes: int) -> float:
     """Seconds of processor to take all samples as decoders do, as bytes: some readers hand over views of files that nobody has read yet."""
     begin = time.process_time()
-    found = sum(1 for sample in read(shuffle) if bytes(sample))
-    if found != expected:
-        raise RuntimeError(f"{found} samples came instead of {expected}")
+    for _ in range(passes):
+        found = sum(1 for sample in read(shuffle) if bytes(sample))
+        if found != expected:
+            raise RuntimeError(f"{found} samples came instead of {expected}")
     return time.process_time() - begin
 
 
