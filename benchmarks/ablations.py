@@ -67,8 +67,8 @@ def _curves(axes: Axes, rows: Rows, sign: str) -> None:
         dashes, colour = DASHES[number // len(COLOURS) % len(DASHES)], COLOURS[number % len(COLOURS)]
         axes.plot(rounds, means, dashes, color=colour, marker="o", markersize=3, label=variant)
     axes.set(title=SIGNS[sign], xlabel="round", xticks=sorted({int(row["round"]) for row in rows}))
-    if sign == next(iter(SIGNS)):
-        axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    if sign == [*SIGNS][-1]:
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=3, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def main() -> None:
