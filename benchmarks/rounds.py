@@ -6,7 +6,7 @@
 OUT is a folder of finished seeds from `python -m benchmarks.learning run OUT`. `run` makes OUT/seed-S/NAME for each: the seed's
 autoencoder, encoder and features, a generator of its own that trains for fewer steps, the rounds from there, and an evaluation. It goes
 on where it stopped. `table` prints Markdown and keeps it as OUT/NAME.md: what the kept round changed on the evaluation's clips, which
-did not choose it, and every round on the watch clips.
+did not choose it, and every round on the watch clips; with --name run that of the seeds' own runs, where they had rounds.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,6 +54,24 @@ def load_asynchronous_io() -> None:
         for left in root.glob("*/lock"):
             left.unlink()
         builder.load(verbose=False)
+
+
+@cache
+def heed_types() -> None:
+    """Have DeepSpeed keep parameters in the type that it is told.
+
+    On a processor without float16, 0.19.8 takes bfloat16 instead (`dtype or float16 if fp16 else bfloat16` binds the other way round), and
+    reads parameters on a disk as that.
+    """
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    decide = Init._set_dtype
+
+    def set_dtype(self: Init, config: Any, dtype: torch.dtype | None) -> None:
+        decide(self, config, dtype)
+        self.dtype = dtype or self.dtype
+
+    Init._set_dtype = set_dtype
 
 
 def folder_of(path: str, run: Path) -> Path:

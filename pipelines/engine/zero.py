@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.config import TrainConfig, ZeroConfig
-from pipelines.engine.disk import AIO, load_asynchronous_io, optimiser_settings, parameter_settings
+from pipelines.engine.disk import AIO, heed_types, load_asynchronous_io, optimiser_settings, parameter_settings
 from pipelines.engine.elastic import full_values, masters, module_state
 from pipelines.engine.world import World
 
@@ -96,6 +96,7 @@ def start_engine(module: nn.Module, train: TrainConfig, world: World):
     options = train.optimiser
     if "nvme" in (train.zero.offload_optimiser, train.zero.offload_parameters):
         load_asynchronous_io()
+        heed_types()
     _scalars_as_vectors(module)
     if train.precision == "bf16":
         _keep_frozen(module)

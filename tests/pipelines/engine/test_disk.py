@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder
+from deepspeed.runtime.zero.partition_parameters import Init
 from torch import nn
 
 from pipelines.config import TrainConfig, ZeroConfig
-from pipelines.engine.disk import clear, folder_of, load_asynchronous_io, parameter_settings
+from pipelines.engine.disk import clear, folder_of, heed_types, load_asynchronous_io, parameter_settings
 from pipelines.engine.trainer import with_own_places
 from pipelines.engine.world import World
 
@@ -43,6 +46,15 @@ def test_without_a_compiler_a_disk_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
     with pytest.raises(ValueError, match="async_io operator cannot be built here; install libaio-dev"):
         load_asynchronous_io()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_keep_their_type_where_the_processor_has_no_float16(dtype, monkeypatch):
+    heed_types()
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
+    parameters = SimpleNamespace()
+    Init._set_dtype(parameters, None, dtype)
+    assert parameters.dtype == dtype
 
 
 @pytest.mark.slow

@@ -39,8 +39,9 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_config(stage: int, clipping: float) -> TrainConfig:
-    # Adam divides by the gradient's size: with a small eps it would show rounding errors of gradients near 0 as whole steps.
-    options = OptimiserConfig(lr=0.01, eps=1e-3, weight_decay=0.1, gradient_clipping=clipping)
+    # Adam divides by the gradient's size: with a small eps it would show rounding errors of gradients near 0, which differ from one
+    # processor to another, as whole steps.
+    options = OptimiserConfig(lr=0.01, eps=1e-2, weight_decay=0.1, gradient_clipping=clipping)
     # Stage 3 shards what it would else keep whole on every rank; only the smallest stay, for the sake of time.
     return TrainConfig(batch_size=BATCH, zero=ZeroConfig(stage=stage, persistence_threshold=2000), optimiser=options)
 
