@@ -2,6 +2,7 @@
 
     pip install webdataset mosaicml-streaming litdata
     python -m benchmarks.stream_reading [--folder DIR] [--samples 4096] [--kb 400] [--batch 16] [--passes 3] [--repeats 5]
+        [--peers litdata ...]
 
 All read the same random bytes from the page cache and hand over every sample's bytes; webdataset reads our own tars. "In order"
 is one pass as the samples lie; "shuffled" is training's order: a window of 16 shards here, each peer's own shuffle there. Each side
@@ -54,8 +55,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--passes", type=int, default=3, help="of one turn: the first tenth of a second after a pause is slow for all")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS], help="those to read with, of what is installed")
     arguments = parser.parse_args()
-    peers = {name: package for name, package in PEERS.items() if importlib.util.find_spec(MODULES[name])}
+    peers = {name: PEERS[name] for name in arguments.peers if importlib.util.find_spec(MODULES[name])}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write(Path(folder), peers, arguments.samples, arguments.kb * 1000)
         readers = {f"foleyscale, batch {batch}": partial(ours, Path(folder), batch) for batch in sorted({arguments.batch, 1}, reverse=True)}
@@ -104,6 +106,7 @@ def write(folder: Path, peers: Iterable[str], samples: int, size: int) -> None:
         write_mosaic(folder / "mds", samples, size)
     if "litdata" in peers:
         write_litdata(folder / "litdata", samples, size)
+    os.sync()  # else the kernel writes to the disk while the first ones read
 
 
 def contents(samples: int, size: int) -> Iterator[bytes]:
