@@ -12,61 +12,59 @@ from __future__ import annotations
 import argparse
 import csv
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.common import machine
 from benchmarks.learning import COLOURS, INK, draw
+from benchmarks.rounds import head, line
+from pipelines.sweep_results import Row, over_seeds
 
 SIGNS = {"reward": "reward", "onset_f1": "onset F1", "flow_loss": "flow loss"}
 DASHES = ("-", "--", ":")
-Rows = list[dict[str, str]]
-"""Lines of sweep.csv: variant, seed, round, sign, value, error, difference, difference_error."""
 
 
-def read(run: Path) -> Rows:
+def read(run: Path) -> list[Row]:
     """The sweep's lines about the signs that are shown; ValueError where there was none."""
     path = run / "sweep" / "sweep.csv"
     if not path.exists():
         raise ValueError(f"{path}: not there; give `foleyscale sweep {run} preference` first")
     with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if row["sign"] in SIGNS]
+        return [_row(**each) for each in csv.DictReader(file) if each["sign"] in SIGNS]
 
 
-def table(rows: Rows) -> str:
+def _row(variant: str, seed: str, round: str, sign: str, **numbers: str) -> Row:
+    return Row(variant, int(seed), int(round), sign, **{name: float(text) if text else None for name, text in numbers.items()})
+
+
+def table(rows: list[Row]) -> str:
     """The last round of every variant and seed, with its difference from the first variant."""
-    first = rows[0]["variant"]
-    lines = [f"| variant | seed | round | {' | '.join(f'{name} | minus {first}' for name in SIGNS.values())} |",
-             f"|{'---|' * (3 + 2 * len(SIGNS))}"]  # fmt: skip
-    for (variant, seed), found in groupby(rows, itemgetter("variant", "seed")):
-        measured = {(row["sign"], int(row["round"])): row for row in found}
+    lines = head("variant", "seed", "round", *(name for sign in SIGNS.values() for name in (sign, f"minus {rows[0].variant}")))
+    for (variant, seed), found in groupby(rows, attrgetter("variant", "seed")):
+        measured = {(row.sign, row.round): row for row in found}
         last = max(number for _, number in measured)
-        cells = [_cells(measured.get((sign, last))) for sign in SIGNS]
-        lines.append(f"| {variant} | {seed} | {last} | {' | '.join(cells)} |")
+        lines.append(line(variant, seed, last, *(cell for sign in SIGNS for cell in _cells(measured.get((sign, last))))))
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, str] | None) -> str:
+def _cells(row: Row | None) -> tuple[str, str]:
     """Value and difference with their standard errors over clips; a dash where there is none, or no common scale."""
     if row is None:
-        return "– | –"
-    value = f"{float(row['value']):.4f} ± {float(row['error']):.4f}"
-    return f"{value} | " + (f"{float(row['difference']):+.4f} ± {float(row['difference_error']):.4f}" if row["difference"] else "–")
+        return "–", "–"
+    difference = "–" if row.difference is None else f"{row.difference:+.4f} ± {row.difference_error:.4f}"
+    return f"{row.value:.4f} ± {row.error:.4f}", difference
 
 
-def _curves(axes: Axes, rows: Rows, sign: str) -> None:
+def _curves(axes: Axes, rows: list[Row], sign: str) -> None:
     """Mean over the seeds of each variant, round by round."""
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    for number, variant in enumerate(variants):
-        own = [(int(row["round"]), float(row["value"])) for row in rows if (row["variant"], row["sign"]) == (variant, sign)]
-        rounds = sorted({place for place, _ in own})
-        means = [np.mean([value for place, value in own if place == each]) for each in rounds]
+    for number, (variant, signs) in enumerate(over_seeds(rows).items()):
+        points = signs.get(sign, [])
         dashes, colour = DASHES[number // len(COLOURS) % len(DASHES)], COLOURS[number % len(COLOURS)]
-        axes.plot(rounds, means, dashes, color=colour, marker="o", markersize=3, label=variant)
-    axes.set(title=SIGNS[sign], xlabel="round", xticks=sorted({int(row["round"]) for row in rows}))
+        axes.plot([point.round for point in points], [point.value for point in points], dashes, color=colour, marker="o", markersize=3,
+                  label=variant)  # fmt: skip
+    axes.set(title=SIGNS[sign], xlabel="round", xticks=sorted({row.round for row in rows}))
     if sign == [*SIGNS][-1]:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=3, loc="center left", bbox_to_anchor=(1, 0.5))
 

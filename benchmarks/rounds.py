@@ -56,7 +56,7 @@ def table(out: Path, name: str) -> str:
 
 def _kept_lines(runs: dict[str, Path]) -> list[str]:
     """The kept round against the start, on the clips of the evaluation."""
-    lines = _head("seed", "kept", *(f"{name}, change" for name in CHANGED), "flow loss, relative", "missed")
+    lines = head("seed", "kept", *(f"{name}, change" for name in CHANGED), "flow loss, relative", "missed")
     changes = {name: [] for name in CHANGED}
     for seed, run in runs.items():
         figures = {figure["name"]: figure for figure in json.loads((run / "evaluation.json").read_text())["figures"]}
@@ -67,8 +67,8 @@ def _kept_lines(runs: dict[str, Path]) -> list[str]:
             changes[name].append(value)
         told = [f"{value:+.4f} ± {error:.4f}" for value, error in pairs.values()]
         rise = pairs["flow loss"][0] / start
-        lines.append(_line(seed, f"round {kept}" if kept else "the start", *told, f"{rise:+.1%}", ", ".join(missed(pairs, rise)) or "none"))
-    return [*lines, _line("mean", "", *(over_seeds(values) for values in changes.values()), "", "")]
+        lines.append(line(seed, f"round {kept}" if kept else "the start", *told, f"{rise:+.1%}", ", ".join(missed(pairs, rise)) or "none"))
+    return [*lines, line("mean", "", *(over_seeds(values) for values in changes.values()), "", "")]
 
 
 def missed(changes: dict[str, tuple[float, float]], rise: float) -> list[str]:
@@ -82,10 +82,10 @@ def missed(changes: dict[str, tuple[float, float]], rise: float) -> list[str]:
 def _round_lines(runs: dict[str, Path]) -> list[str]:
     """Every round on the clips that chose among them; round 0 is the start."""
     signs = ("reward", "reward_since_start", "onset_f1", "flow_loss", "accuracy")
-    lines = _head("seed", "round, on the watch clips", *signs)
+    lines = head("seed", "round, on the watch clips", *signs)
     for seed, run in runs.items():
         for found in map(json.loads, (run / "preference" / ROUNDS).read_text().splitlines()):
-            lines.append(_line(seed, found["round"], *(_told(found["signs"].get(name)) for name in signs)))
+            lines.append(line(seed, found["round"], *(_told(found["signs"].get(name)) for name in signs)))
     return lines
 
 
@@ -96,11 +96,13 @@ def _told(sign: dict | None) -> str:
     return f"{sign['value']:.4f}" + ("" if sign["error"] is None else f" ± {sign['error']:.4f}")
 
 
-def _head(*names: str) -> list[str]:
-    return [_line(*names), f"|{'---|' * len(names)}"]
+def head(*names: str) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [line(*names), f"|{'---|' * len(names)}"]
 
 
-def _line(*cells: object) -> str:
+def line(*cells: object) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -18,7 +18,7 @@ def test_the_last_rounds_stand_beside_the_first_variant(tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.csv").write_text(CSV)
     rows = ablations.read(tmp_path)
-    assert {row["sign"] for row in rows} == {"reward", "onset_f1"}
+    assert {row.sign for row in rows} == {"reward", "onset_f1"}
     assert ablations.table(rows).splitlines() == [
         "| variant | seed | round | reward | minus base | onset F1 | minus base | flow loss | minus base |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -64,7 +64,7 @@ def test_it_equals_two_full_models(tuning):
     found, losses = found_model(**given), four_passes(policy, made().double(), given)
     expected = flow_dpo_loss(*losses, beta=3.0)
     torch.testing.assert_close(found["dpo"], expected.loss.detach())
-    torch.testing.assert_close(found["margin"], expected.margin)
+    torch.testing.assert_close(found["margin"], expected.margin, rtol=1e-4, atol=0)
     total = expected.loss + losses[0].mean()
     torch.testing.assert_close(found["loss"], total)
     found["loss"].backward()
